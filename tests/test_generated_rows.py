@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import clips_world
 import generators
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,22 +64,28 @@ def test_no_key_of_a_row_is_ignored(examples: int, tmp_path: Path) -> None:
             data.draw(st.sampled_from(VALUES)),
             data.draw(st.sampled_from(["row", "message"])),
         )
-        form = data.draw(st.sampled_from(["llava", "conversations", "parquet"]))
+        form = data.draw(st.sampled_from(["llava", "conversations", "parquet", "webdataset"]))
         question, answer = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}
         row: dict[str, Any] = {"id": "x", "image": "a.png", "conversations": [question, answer]}
         if place == "message":
             answer[key] = value
         else:
             row[key] = value
-        path = tmp_path / f"talk.{'parquet' if form == 'parquet' else 'json'}"
+        path = tmp_path / f"talk.{dict(parquet='parquet', webdataset='tar').get(form, 'json')}"
         other = {"id": "y", "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I"}]}
         if form == "parquet":
-            if place == "message" or not isinstance(value, str | bool) or key in ("image", "images", "conversations"):
+            columns = ("image", "images", "conversations", "messages")  # of all rows
+            if place == "message" or not isinstance(value, str | bool) or key in columns:
                 return
             pq.write_table(pa.Table.from_pylist([row, {**other, key: None} if key != "id" else other]), path)
+        elif form == "webdataset":
+            if key in ("image", "images"):
+                return  # its images are members, whatever their names in the row
+            first = {"json": json.dumps(row).encode(), "png": clips_world.draw_image(0)}
+            clips_world.write_shard(path, {"x": first, "y": {"json": json.dumps(other).encode()}})
         else:
             path.write_text(json.dumps([row, other]))
-        config = ConversationSourceConfig(path=str(path), format="llava" if form == "llava" else "conversations")
+        config = ConversationSourceConfig(path=str(path), format="conversations" if form == "parquet" else form)
         samples = read_conversations(config)
         found = outcome(row, key, value, place, samples[0])
         if value is None or value in ("", [], {}):

@@ -26,7 +26,7 @@ from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError, error_reason
 
-_VERSION = 2  # raise it with a change of what the readers make of a row, or of the file's columns
+_VERSION = 3  # raise it with a change of what the readers make of a row, or of the file's columns
 _CACHE_BYTES = 20e9
 _KEPT_SECONDS = 14 * 86400  # other runs, also those of other machines, may have mapped what was used since
 _STARTED = time.time()

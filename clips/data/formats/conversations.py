@@ -129,7 +129,7 @@ def apply_row_settings(row: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
         ValueError: it is another one than that of the conversation, or the row is not to be trained.
     """
     for key in _EXCLUDING_KEYS:
-        if row.get(key) is False or (key == "weight" and row.get(key) == 0):
+        if row.get(key) == 0:  # or False
             raise ValueError(f"{key}: the row is not to be trained")
     if row.get("system") in (None, ""):
         return turns
