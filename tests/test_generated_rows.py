@@ -71,7 +71,7 @@ def test_no_key_of_a_row_is_ignored(examples: int, tmp_path: Path) -> None:
             answer[key] = value
         else:
             row[key] = value
-        path = tmp_path / f"talk.{dict(parquet='parquet', webdataset='tar').get(form, 'json')}"
+        path = tmp_path / ("talk." + {"parquet": "parquet", "webdataset": "tar"}.get(form, "json"))
         other = {"id": "y", "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I"}]}
         if form == "parquet":
             columns = ("image", "images", "conversations", "messages")  # of all rows
