@@ -1,19 +1,11 @@
-"""Check the configs and input files of a study's steps before the first one starts.
-
-The configs are checked in a separate process, ``python -m benchmarks.study.preflight DIRECTORY``, which reads
-``[[step, command, config], …]`` of the study in this directory from its standard input: some config classes are in
-modules that import torch, which the runner does not import.
-"""
+"""Check the configs and input files of a study's steps before the first one starts; no config class imports torch."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,18 +123,12 @@ def check_input_files(steps: Iterable[Step], study: Study) -> None:
 def check_configs(steps: Iterable[Step]) -> None:
     """Check every step's config against its command's config class; a UserError has the first step with an error."""
     checked = [step for step in steps if step.command[0] != PYTHON_SCRIPT]
-    if not checked:
-        return
-    configs = [[step.name, step.command, to_plain(step.config)] for step in checked]
-    command = [sys.executable, "-m", "benchmarks.study.preflight", str(checked[0].study)]
-    child = subprocess.run(command, input=json.dumps(configs), capture_output=True, text=True)
-    if child.returncode == 2:
-        raise UserError(child.stderr.strip().splitlines()[-1])
-    if child.returncode != 0:
-        raise RuntimeError(f"checking the steps' configs failed:\n{child.stderr}")
+    configs = [(step.name, step.command, to_plain(step.config)) for step in checked]
+    if configs and (problem := first_config_error(configs, checked[0].study)):
+        raise UserError(problem)
 
 
-def first_config_error(configs: Sequence[tuple[str, list[str], Any]], study: Path) -> str | None:
+def first_config_error(configs: Iterable[tuple[str, Sequence[str], Any]], study: Path) -> str | None:
     """The step and the error of the first invalid ``(step, command, config)``, or None.
 
     Data below the directory ``study`` are not looked at: a step may be about to make them again.
@@ -290,9 +276,3 @@ def _check_class_split(data: str, split: str) -> None:
         if name.partition("[")[0] not in splits:
             raise unknown_name_error(name, splits, f"split of {data}")
 
-
-if __name__ == "__main__":
-    problem = first_config_error(json.load(sys.stdin), Path(sys.argv[1]))
-    if problem is not None:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
