@@ -8,7 +8,7 @@ import bench_world as world
 import numpy as np
 import torch
 
-from benchmarks.tasks.encoders.embedding import DualEncoder
+from benchmarks.tasks.encoders.dual_encoder import DualEncoder
 
 CLASSES = tuple(world.COLORS)
 

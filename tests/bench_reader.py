@@ -11,7 +11,7 @@ import torch
 from bench_world import write_images as write_images
 
 from benchmarks.results.results import Result
-from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.encoders import dual_encoder
 from benchmarks.tasks.registry import BenchmarkConfig
 
 
@@ -61,7 +61,7 @@ class Reader:
         return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in known]]
 
     def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-        how = embedding._preprocessing(SimpleNamespace(model=self, config={}), "unused")
+        how = dual_encoder._preprocessing(SimpleNamespace(model=self, config={}), "unused")
         return world.use_encoder(monkeypatch, folder, world.dual_encoder(self, self.tokenizer, **how))
 
 

@@ -182,7 +182,7 @@ def dual_encoder(model: Any, tokenizer: Any, preprocess: Any = None, **how: Any)
     """A model of a test as an encoder; without ``preprocess`` it gets the bytes of images, (H, W, 3)."""
     import torch
 
-    from benchmarks.tasks.encoders.embedding import DualEncoder
+    from benchmarks.tasks.encoders.dual_encoder import DualEncoder
 
     preprocess = preprocess or (lambda image: torch.from_numpy(np.array(image)))
     return DualEncoder(
@@ -192,9 +192,9 @@ def dual_encoder(model: Any, tokenizer: Any, preprocess: Any = None, **how: Any)
 
 def use_encoder(monkeypatch: pytest.MonkeyPatch, folder: Path, encoder: Any) -> Path:
     """Make every encoder directory load as ``encoder``; the path of one."""
-    from benchmarks.tasks.encoders import embedding
+    from benchmarks.tasks.encoders import dual_encoder
 
-    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
+    monkeypatch.setattr(dual_encoder, "load_dual_encoder", lambda *_: encoder)
     (folder / "encoder").mkdir(exist_ok=True)
     return folder / "encoder"
 

@@ -19,10 +19,10 @@ from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_column
 from benchmarks.results.protocol import ranked_together
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.blind import blank_images, draw_sample, mean_color, other_images
+from benchmarks.tasks.eval_model import LmmsModel
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from benchmarks.tasks.mllm.items import image_hash_name
 from benchmarks.tasks.registry import BenchmarkConfig, configure
-from benchmarks.tasks.run_benchmarks import LmmsModel
 from clips.errors import UserError
 from llava_bridge import load_llava
 

@@ -14,7 +14,8 @@ from serving import ChatServer, running
 
 from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.results.results import Result, read_items
-from benchmarks.tasks.mllm.judge import make_judge, patched_judge
+from benchmarks.tasks.mllm.judge import patched_judge
+from benchmarks.tasks.mllm.lmms_task import make_judge
 from benchmarks.tasks.registry import configure
 
 QUESTIONS = 4

@@ -95,8 +95,8 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
 
 def test_reasoning_is_no_part_of_the_answer(places, tmp_path, monkeypatch):
     """As for lmms-eval's command: of this suite's LLaVA and of lmms-eval's own models."""
+    from benchmarks.tasks.eval_model import LmmsModel
     from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
-    from benchmarks.tasks.run_benchmarks import LmmsModel
 
     _answering(monkeypatch, lambda number, prompt: f"<think>No. Yes?</think>\n{_knows_all(number, prompt)}")
     pope = _all(places, "pope")[0]

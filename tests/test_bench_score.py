@@ -93,8 +93,8 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     import datetime
 
     from benchmarks.tasks.mllm.evaluate_task import run_and_score
-    from benchmarks.tasks.mllm.judge import make_judge
     from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
+    from benchmarks.tasks.mllm.lmms_task import make_judge
     from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 
     go_offline()

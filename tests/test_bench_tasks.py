@@ -17,12 +17,12 @@ from families import quick_of
 from PIL import Image
 
 from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.eval_model import LmmsModel
 from benchmarks.tasks.mllm import evaluate_task
 from benchmarks.tasks.mllm.items import in_whole_groups
 from benchmarks.tasks.mllm.offline_tasks import dataset_name, task_folders, task_groups
 from benchmarks.tasks.mllm.task_metrics import MMMU_DISCIPLINES, default_task_metrics
 from benchmarks.tasks.registry import all_benchmarks, configure, get_benchmark
-from benchmarks.tasks.run_benchmarks import LmmsModel
 from clips.errors import UserError
 
 pytestmark = world.LMMS_EVAL_WARNS

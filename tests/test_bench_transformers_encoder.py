@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.encoders.embedding import load_transformers_encoder
+from benchmarks.tasks.encoders.dual_encoder import load_transformers_encoder
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
 from benchmarks.tasks.run_benchmarks import RunConfig

@@ -173,7 +173,7 @@ def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge
 
 
 def test_results_state_the_tiles(stock: Path) -> None:
-    from benchmarks.tasks.eval_model import input_settings
+    from benchmarks.tasks.mllm.llava_input import input_settings
 
     said = input_settings(load_llava(stock, device="cpu")[1])
     assert said["input_resize"] == "anyres 32x64 64x32 64x64 96x32 32x96"

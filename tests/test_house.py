@@ -26,13 +26,9 @@ def module_file(name: str) -> Path | None:
 
 
 def imported(path: Path) -> set[Path]:
-    """The files of the suite that one imports, at its top or within a function; what only types need left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
+    """The files of the suite that one imports: at its top, within a function, or for types alone."""
     names = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -15,10 +15,11 @@ from study_engine import make, run
 from study_material import SMALL
 
 from benchmarks.study import locks
-from benchmarks.study.launch import Resources, check_command, launch_command, resolve_executable, resolve_resources
+from benchmarks.study.launch import Resources, check_command, launch_command, resolve_executable
 from benchmarks.study.locks import locked, take_gpus
 from benchmarks.study.run import stop
 from benchmarks.study.schema import parse_study
+from benchmarks.study.steps import resolve_resources
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 

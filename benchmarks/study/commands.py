@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results.formatting import format_duration
-from benchmarks.study.launch import check_command, launch_command, resolve_resources
+from benchmarks.study.launch import check_command, launch_command
 from benchmarks.study.locks import locked
 from benchmarks.study.preflight import check_configs, check_input_files, plan_warnings
 from benchmarks.study.run import LOG, run_steps
@@ -27,7 +27,7 @@ from benchmarks.study.state import (
     write_record,
 )
 from benchmarks.study.status import STATE_STYLES, follow_progress, progress_display, progress_view, read_statuses
-from benchmarks.study.steps import StudyPlan, build_plan, with_keys
+from benchmarks.study.steps import StudyPlan, build_plan, resolve_resources, with_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.trash import TRASH, check_costly, move, replacements, size_of
 from benchmarks.tasks.output_cache import CACHE_DIR

@@ -12,17 +12,16 @@ are the scores of an evaluation. The order of summation differs, so that last di
 from __future__ import annotations
 
 import ast
-import fnmatch
 import hashlib
 import importlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -30,9 +29,6 @@ from clips.commandline.commands import Command
 from clips.core.identity import result_settings, version_of
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, Positive
-
-if TYPE_CHECKING:
-    from benchmarks.study.state import Step
 
 StepKind = Literal["data", "encoder", "llava", "evaluation"]
 STEP_KINDS = get_args(StepKind)
@@ -89,33 +85,6 @@ class Resources:
         if self.nodes > 1:
             demands |= {"nodes": self.nodes, "tasks": self.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
         return demands
-
-
-def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]) -> list[Resources]:
-    """The resources of each step: those of its type, overridden by every matching pattern in order.
-
-    A step's config may set ``distributed.num_processes``, the default of ``processes``.
-
-    Raises:
-        UserError: a pattern that matches no step, with its close match.
-    """
-    names = [step.name for step in steps]
-    patterns = {name: settings for name, settings in resources.items() if name not in STEP_KINDS}
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
-    found = []
-    for step in steps:
-        distributed = step.config.get("distributed")
-        processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
-        settings = {"processes": processes} if isinstance(processes, int) else {}
-        settings |= resources.get(step.kind, {})
-        for pattern, override in patterns.items():
-            settings |= override if fnmatch.fnmatchcase(step.name, pattern) else {}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        gpus = 0 if step.kind == "data" else settings.get("processes", 1)
-        found.append(Resources(**{"gpus": gpus, **settings}))
-    return found
 
 
 def find_command(words: tuple[str, ...]) -> Command:

@@ -275,4 +275,3 @@ def _check_class_split(data: str, split: str) -> None:
     for name in split.split("+"):
         if name.partition("[")[0] not in splits:
             raise unknown_name_error(name, splits, f"split of {data}")
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
 import json
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 from benchmarks.study.launch import (
     EVALUATE,
     PYTHON_SCRIPT,
+    STEP_KINDS,
     TRAIN_ENCODER,
     TRAIN_LLAVA,
+    Resources,
     StepKind,
     command_settings,
     command_version,
@@ -33,7 +36,8 @@ from benchmarks.study.study_record import (
     CellRecord,
     RowRecord,
 )
-from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel, configure, get_benchmark
+from benchmarks.tasks.eval_model import MODEL_FIELDS, RequiredModel
+from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.core.identity import content_hashes
 from clips.data.remote_files import expand_brace_ranges, is_remote
@@ -470,3 +474,30 @@ def map_strings(value: Any, change: Callable[[str, str], str], field: str = "") 
     if isinstance(value, list | tuple):
         return [map_strings(item, change, field) for item in value]
     return value
+
+
+def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]) -> list[Resources]:
+    """The resources of each step: those of its type, overridden by every matching pattern in order.
+
+    A step's config may set ``distributed.num_processes``, the default of ``processes``.
+
+    Raises:
+        UserError: a pattern that matches no step, with its close match.
+    """
+    names = [step.name for step in steps]
+    patterns = {name: settings for name, settings in resources.items() if name not in STEP_KINDS}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
+    found = []
+    for step in steps:
+        distributed = step.config.get("distributed")
+        processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
+        settings = {"processes": processes} if isinstance(processes, int) else {}
+        settings |= resources.get(step.kind, {})
+        for pattern, override in patterns.items():
+            settings |= override if fnmatch.fnmatchcase(step.name, pattern) else {}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        gpus = 0 if step.kind == "data" else settings.get("processes", 1)
+        found.append(Resources(**{"gpus": gpus, **settings}))
+    return found

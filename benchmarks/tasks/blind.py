@@ -7,7 +7,6 @@ data's hash. The first ones are drawn, and each is replaced by the next one: a d
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.results.blind import BLIND_KINDS, SIGHTED
 from benchmarks.results.protocol import BLIND_PREFIX, Entries
-from benchmarks.tasks.eval_model import input_settings
+from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.registry import BenchmarkConfig
 from clips.errors import UserError
 from clips.ranges import PositiveFraction
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from benchmarks.tasks.mllm.items import QuestionImage
-    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
 
 NO_OTHER_IMAGE = "benchmarks.blind: expected an image that is not one of the question's, found none in the data"
 
@@ -170,7 +168,7 @@ class BlindView:
 
 
 def blind_views(
-    model: LlavaBridgeModel, task: Any, config: BlindConfig, images: Mapping[int, QuestionImage], data_hash: str
+    processor: Any, task: Any, config: BlindConfig, images: Mapping[int, QuestionImage], data_hash: str
 ) -> Iterator[BlindView]:
     """Restrict a task to the questions of its blind runs; yields the view of the sighted run, then of each blind one.
 
@@ -191,16 +189,6 @@ def blind_views(
             sample=sample,
             names=names,
             documents=documents,
-            processor=model.processor,
-            resize="" if model.processor is None else str(input_settings(model.processor)["input_resize"]),
+            processor=processor,
+            resize="" if processor is None else str(input_settings(processor)["input_resize"]),
         )
-
-
-@contextlib.contextmanager
-def seen_by(model: LlavaBridgeModel, view: BlindView) -> Iterator[None]:
-    """Let a model answer with the images of a view."""
-    model.view = view
-    try:
-        yield
-    finally:
-        model.view = None

@@ -1,20 +1,18 @@
-"""A model under evaluation: its parts, loaded when a benchmark first needs them, and protocol entries about a LLaVA."""
+"""A model under evaluation: its config, and its parts, loaded when a benchmark first needs them."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.results.protocol import PIXELS, Entries
-from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel
 from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import resolve_model_dir
+from clips.ranges import NonNegativeFloat, Positive
 from llava_bridge.encoders import (
     check_encoder_files,
     encoder_commits,
@@ -23,15 +21,16 @@ from llava_bridge.encoders import (
     parse_spec,
     resolve_open_clip_dir,
 )
-from llava_bridge.model.image_processing import is_anyres_processor, max_image_tokens
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.encoders.embedding import DualEncoder
+    from benchmarks.tasks.encoders.dual_encoder import DualEncoder
     from benchmarks.tasks.output_cache import AnswerCache
-    from benchmarks.tasks.run_benchmarks import LmmsModel, RunConfig
     from clips.core.chat_client import ChatClient
     from clips.parallel.distributed import DistributedContext
 
+RequiredModel = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+"""Required part of a model → field of ``ModelConfig``."""
 _EXPECTED: dict[RequiredModel, str] = {
     "encoder": "expected an encoder directory: this benchmark compares images and texts",
     "tower": "expected an encoder: this benchmark trains on its features",
@@ -39,15 +38,79 @@ _EXPECTED: dict[RequiredModel, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LmmsModel:
+    """One of lmms-eval's own models.
+
+    Args:
+        model: its name, for instance ``llava_hf``.
+        model_args: its arguments, in the format of ``--model_args``: ``pretrained=DIR,device_map=cpu``.
+    """
+
+    model: str
+    model_args: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How to evaluate, and where the results go.
+
+    Args:
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
+        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
+        device: ``auto`` is a GPU if available.
+        overwrite: evaluate again although a result exists.
+    """
+
+    output: str
+    batch_size: Positive = 64
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(EvaluationConfig):
+    """The model under evaluation.
+
+    Args:
+        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
+            compare images and texts; for a linear probe any encoder that a LLaVA can use.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
+        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
+            ``[http://host:8000/v1]``, that have loaded the LLaVA; ``llava`` is its name there. Likelihoods need the
+            directory instead.
+        endpoint_key_env: the environment variable with the servers' API key, if they need one.
+        retry_minutes: how long a question is repeated while no server answers it.
+        token_prices: prices of a million input and output tokens; with ``endpoint`` a benchmark with a ``limit`` prints
+            the time, tokens and cost of all of its questions.
+        lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
+    """
+
+    encoder: str | None = None
+    llava: str | None = None
+    endpoint: tuple[str, ...] = ()
+    endpoint_key_env: str = "OPENAI_API_KEY"
+    retry_minutes: NonNegativeFloat = 30.0
+    token_prices: tuple[float, float] | None = None
+    lmms: LmmsModel | None = None
+
+    @property
+    def dtype(self) -> str:
+        """``precision`` as torch and protocols name it, or ``auto``."""
+        return {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.precision]
+
+
 @dataclass(frozen=True)
 class EvalModel:
     """A model under evaluation: an encoder, a LLaVA, or both.
 
     Args:
-        config: the run's config.
+        config: which model, and how it is evaluated.
     """
 
-    config: RunConfig
+    config: ModelConfig
 
     @functools.cached_property
     def device(self) -> str:
@@ -87,23 +150,23 @@ class EvalModel:
     @functools.cached_property
     def encoder(self) -> DualEncoder:
         """The encoder with its text tower. Raises UserError if there is none, or it cannot be loaded."""
-        from benchmarks.tasks.encoders import embedding
+        from benchmarks.tasks.encoders import dual_encoder
 
         if self.is_bare_tower:
-            return embedding.load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
-        return embedding.load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
+            return dual_encoder.load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
+        return dual_encoder.load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
         """The encoder's image tower; for an open_clip directory the encoder itself. Raises as `encoder`."""
-        from benchmarks.tasks.encoders import embedding
+        from benchmarks.tasks.encoders import dual_encoder
 
         if self.is_bare_tower:
-            return embedding.load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
+            return dual_encoder.load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
         path = self.path("tower")
         if has_text_tower(path):
             return self.encoder
-        return embedding.load_dual_encoder(path, self.device, self.config.dtype)
+        return dual_encoder.load_dual_encoder(path, self.device, self.config.dtype)
 
     @property
     def is_bare_tower(self) -> bool:
@@ -118,7 +181,7 @@ class EvalModel:
         if self.config.endpoint:
             raise UserError("endpoint: expected 'llava:' as a directory, which this benchmark's likelihoods need")
         go_offline()
-        from benchmarks.tasks.mllm.llava_model import load_for_evaluation
+        from benchmarks.tasks.mllm.llava_input import load_for_evaluation
 
         return load_for_evaluation(self.path("llava"), self.device, self.config.dtype)
 
@@ -232,36 +295,3 @@ def _check_lmms_model_name(name: str) -> None:
 
     if name not in {*AVAILABLE_MODELS, *MODEL_REGISTRY_V2.list_model_names()}:
         raise unknown_name_error(name, AVAILABLE_MODELS, "model of lmms-eval's ('lmms.model')")
-
-
-def input_settings(processor: Any) -> Entries:
-    """Protocol entries: a LLaVA's image preprocessing and chat template, as its directory records them."""
-    from PIL.Image import Resampling
-
-    images = processor.image_processor
-    resolution = int(max(value for value in dict(images.size).values() if value))
-    template = processor.chat_template or processor.tokenizer.chat_template or ""
-    if is_anyres_processor(images):
-        tokens = max_image_tokens(processor)  # of the most tiles
-    else:
-        # as the processor counts them in pixels; its own method for sizes counts a crop, made or not
-        others = processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
-        tokens = int((resolution // processor.patch_size) ** 2 + others)
-    return {
-        "input_resolution": resolution,
-        "input_resize": _resize(images),
-        "input_interpolation": Resampling(int(images.resample)).name.lower(),
-        "input_tokens": tokens,
-        "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
-        **PIXELS,
-    }
-
-
-def _resize(images: Any) -> str:
-    if pinpoints := getattr(images, "image_grid_pinpoints", None):
-        return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
-    if getattr(images, "do_center_crop", False):
-        return "shortest side, center crop"
-    if getattr(images, "do_pad", False):
-        return "pad"
-    return "squash" if "height" in dict(images.size) else "other"

@@ -22,7 +22,7 @@ from clips.ranges import Positive
 from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.eval_model import EvalModel
+    from benchmarks.tasks.eval_model import EvalModel, RequiredModel
     from benchmarks.tasks.evaluation import Evaluation
 
 FILES = (
@@ -39,9 +39,6 @@ FILES = (
 """The modules that register benchmarks, below this package. They are imported when one is looked up, and import no
 model library themselves."""
 
-RequiredModel = Literal["encoder", "tower", "llava"]
-MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
-"""Required part of a model → field of ``RunConfig``."""
 _UNLISTED = "benchmarks.tasks.mllm.lmms_benchmarks:UnlistedTaskConfig"
 Evaluate = Callable[["EvalModel", Any], "Evaluation | None"]
 

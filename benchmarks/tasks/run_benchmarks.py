@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -28,7 +28,7 @@ from benchmarks.results.results import (
     result_path,
     write_result,
 )
-from benchmarks.tasks.eval_model import EvalModel
+from benchmarks.tasks.eval_model import EvalModel, EvaluationConfig, ModelConfig
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.listing import subset_text
 from benchmarks.tasks.mllm.judge import NO_JUDGE
@@ -40,73 +40,22 @@ from clips.core.chat_client import check_urls
 from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.ranges import NonNegativeFloat, Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 from clips.typed_data import checked
 from llava_bridge.model.llava_checks import is_llava
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmmsModel:
-    """One of lmms-eval's own models.
-
-    Args:
-        model: its name, for instance ``llava_hf``.
-        model_args: its arguments, in the format of ``--model_args``: ``pretrained=DIR,device_map=cpu``.
-    """
-
-    model: str
-    model_args: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What to evaluate on, and how.
-
-    Args:
-        benchmarks: the benchmarks, each with its data and its own settings.
-        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
-        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
-        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
-        device: ``auto`` is a GPU if available.
-        overwrite: evaluate again although a result exists.
-    """
-
-    benchmarks: list[BenchmarkConfig]
-    output: str
-    batch_size: Positive = 64
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(EvaluationConfig):
+class RunConfig(ModelConfig):
     """Evaluate one model on a list of benchmarks and write one result file for each.
 
     Args:
+        benchmarks: the benchmarks, each with its data and its own settings.
         model_name: the model's name in the table.
-        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
-            compare images and texts; for a linear probe any encoder that a LLaVA can use.
-        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
-        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
-            ``[http://host:8000/v1]``, that have loaded the LLaVA; ``llava`` is its name there. Likelihoods need the
-            directory instead.
-        endpoint_key_env: the environment variable with the servers' API key, if they need one.
-        retry_minutes: how long a question is repeated while no server answers it.
-        token_prices: prices of a million input and output tokens; with ``endpoint`` a benchmark with a ``limit`` prints
-            the time, tokens and cost of all of its questions.
-        lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
     """
 
+    benchmarks: list[BenchmarkConfig]
     model_name: str
-    encoder: str | None = None
-    llava: str | None = None
-    endpoint: tuple[str, ...] = ()
-    endpoint_key_env: str = "OPENAI_API_KEY"
-    retry_minutes: NonNegativeFloat = 30.0
-    token_prices: tuple[float, float] | None = None
-    lmms: LmmsModel | None = None
 
     def __post_init__(self) -> None:
         check_name(self.model_name, "model_name")
@@ -128,11 +77,6 @@ class RunConfig(EvaluationConfig):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"benchmarks.name: '{twice[0]}' is used twice; rename one and set its 'task:'")
-
-    @property
-    def dtype(self) -> str:
-        """``precision`` as torch and protocols name it, or ``auto``."""
-        return {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.precision]
 
 
 @sigterm_interrupts()
@@ -157,24 +101,24 @@ def run_benchmarks(config: RunConfig) -> None:
     run_on_all(model.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:
-        with _locked(model, benchmark):
-            results.append(_run_one(model, benchmark))
+        with _locked(config, model, benchmark):
+            results.append(_run_one(config, model, benchmark))
     failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
 
 
 @contextlib.contextmanager
-def _locked(model: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
+def _locked(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
     """Wait until no other run evaluates this benchmark; its result is reused."""
     if not model.processes.is_main:
         yield
         return
-    lock = FileLock(Path(model.config.output) / model.config.model_name / f".{config.name}.lock")
+    lock = FileLock(Path(run.output) / run.model_name / f".{config.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log_info(f"{model.config.model_name} {config.name}: another run evaluates it, waiting")
+        log_info(f"{run.model_name} {config.name}: another run evaluates it, waiting")
         lock.acquire()
     try:
         yield
@@ -182,9 +126,9 @@ def _locked(model: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
         lock.release()
 
 
-def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
+def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Result:
     """Evaluate one benchmark and store the result, or reuse a stored one; a failure never replaces numbers."""
-    run, entry = model.config, get_benchmark(config.entry)
+    entry = get_benchmark(config.entry)
     started = time.perf_counter()
     earlier = run_on_main(model.processes, lambda: _earlier(run, config))
     record = model.record(entry.needs)
@@ -309,12 +253,14 @@ class RunSingleConfig(EvaluationConfig):
     """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
 
     Args:
+        benchmarks: the benchmarks, each with its data and its own settings.
         batch_size: images, captions or questions per forward pass.
         model: directory of the encoder or LLaVA, or its Hub repo id. For an encoder that is still training the
             latest checkpoint is used.
         model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
     """
 
+    benchmarks: list[BenchmarkConfig]
     model: str
     model_name: str | None = None
     output: str = "results"

@@ -187,6 +187,12 @@ def file_stamp(path: str | Path) -> FileStamp:
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
 
+def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
+    """Name and stamp of all files there, to detect changes."""
+    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+    return tuple(sorted((str(file), file_stamp(file)) for file in files if file.is_file()))
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of one file's content. Raises UserError if it cannot be read."""
     try:

@@ -56,7 +56,8 @@ def arguments() -> argparse.Namespace:
 
 
 def comparison(directory: Path, args: argparse.Namespace) -> str:
-    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel, load_for_evaluation
+    from benchmarks.tasks.mllm.llava_input import load_for_evaluation
+    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
 
     with no_videos(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from lmms_eval.models.simple.llava_hf import LlavaHf

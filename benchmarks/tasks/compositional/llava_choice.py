@@ -22,8 +22,8 @@ from benchmarks.tasks.blind import NO_OTHER_IMAGE, BlindConfig, blank_images, bl
 from benchmarks.tasks.compositional import caption_scores
 from benchmarks.tasks.compositional.caption_scores import BlindScores, PairConfig, Scores
 from benchmarks.tasks.data.pair_sets import PairSet
-from benchmarks.tasks.eval_model import input_settings
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec
+from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.output_cache import cache_key, run_on_all
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions

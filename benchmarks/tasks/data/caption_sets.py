@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.tasks.registry import BenchmarkConfig
-from clips.core.identity import RUN_ONLY, FileStamp, file_stamp
+from clips.core.identity import RUN_ONLY, file_stamps
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import strict_captions
 from clips.data.lazy_images import LazyImage
@@ -143,12 +143,6 @@ def dataset_of(config: CaptionSetConfig, language: str | None = None) -> Dataset
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),
     )
-
-
-def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
-    """Name and stamp of all files there, to detect changes."""
-    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
-    return tuple(sorted((str(file), file_stamp(file)) for file in files if file.is_file()))
 
 
 @functools.lru_cache(maxsize=8)  # names and captions, no images

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.results.protocol import SCORER_HASH, full_size_entry
-from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.mllm.caption_metrics import ONE_IMAGE, caption_scorer_hash, score_captions, tokenizer_name
 from benchmarks.tasks.mllm.task_metrics import caption_columns, caption_metrics
 from benchmarks.tasks.registry import BenchmarkConfig, benchmark
 from clips.commandline.progress import progress_iter
-from clips.core.identity import RUN_ONLY
+from clips.core.identity import RUN_ONLY, file_stamps
 from clips.errors import UserError
 from clips.model_refs import CAPTIONER_WEIGHTS
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask
+from benchmarks.tasks.mllm.lmms_task import LmmsTask
 from benchmarks.tasks.mllm.offline_tasks import DOWNLOAD_RECORD, changed_files, dataset_config_name, read_record
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from benchmarks.results.blind import add_blind_columns
 from benchmarks.results.protocol import SCORER_HASH, Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
-from benchmarks.tasks.blind import BlindView, blind_views, seen_by
+from benchmarks.tasks.blind import BlindView, blind_views
 from benchmarks.tasks.evaluation import Evaluation, compute_metric
 from benchmarks.tasks.mllm.caption_metrics import (
     JAVA_METRICS,
@@ -38,7 +38,8 @@ from benchmarks.tasks.mllm.items import (
     items_table,
     question_images,
 )
-from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, make_judge, patched_judge
+from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
+from benchmarks.tasks.mllm.lmms_task import LmmsTask, TaskConfig, make_judge
 from benchmarks.tasks.mllm.matching import ID_COLUMNS
 from benchmarks.tasks.mllm.offline_tasks import (
     data_root,
@@ -58,8 +59,6 @@ from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, TaskConfig
 
 
 def evaluate_task(
@@ -110,7 +109,7 @@ def evaluate_task(
     else:
         docs = list(task.eval_docs_no_media) if config.limit else []  # before blind runs restrict them
         if config.blind:
-            views = blind_views(model, task, config, images, entry.data_hash(config))
+            views = blind_views(model.processor, task, config, images, entry.data_hash(config))
             if reason := _add_blind_runs(items, model, task, entry, settings, views, judge):
                 absent["blind"] = reason
         totals = scored.values
@@ -215,7 +214,7 @@ def _add_blind_runs(
     found: dict[str, Mapping[str, Any]] = {}
     numbers: Sequence[int] = ()
     for view in views:
-        with seen_by(model, view):
+        with model.seeing(view):
             scored = run_and_score(model, task, entry, settings, judge=judge, allow_empty=True)
         if scored.no_judge:
             return scored.no_judge

@@ -12,17 +12,13 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
-from clips.core.cache import Cache, json_cache
+from clips.core.cache import Cache
 from clips.core.chat_client import ChatClient, ChatServerError, choices, without_reasoning
 from clips.core.identity import digest
-
-if TYPE_CHECKING:
-    from benchmarks.tasks.mllm.lmms_benchmarks import TaskConfig
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
@@ -35,7 +31,7 @@ class JudgeUnavailable(BaseException):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReplyFormat:
+class ReplyFormat:
     """The grade format that a scorer can read."""
 
     expected: str  # as text, for the error message
@@ -50,7 +46,7 @@ class Judge:
     model: str | None  # its name; None for the name that the scorer requests
     key: str  # the API key; empty if the server needs none
     cache: Cache[Any]  # the replies, keyed by a hash of the request without the URL
-    reply_format: _ReplyFormat  # the grade format that the scorer can read
+    reply_format: ReplyFormat  # the grade format that the scorer can read
     names: set[str] = field(default_factory=set)  # the models that answered, for the protocol
 
     @property
@@ -93,20 +89,6 @@ class Judge:
                 self.names.add(requested if model in {"", requested} else f"{requested} ({model})")
                 return reply, model or requested
         raise JudgeUnavailable(f"'{requested}' answers {reply[:60]!r}, expected {self.reply_format.expected}")
-
-
-def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:
-    """The judge of a benchmark's settings, or else of lmms-eval's environment variables.
-
-    All models share the cached replies in ``<results>/.judge``.
-    """
-    return Judge(
-        url=config.judge_url or os.environ.get("OPENAI_API_URL") or OPENAI_URL,
-        model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
-        key=os.environ.get(config.judge_key_env, ""),
-        cache=json_cache(Path(results).absolute() / ".judge"),
-        reply_format=_REPLY_FORMATS.get(task) or _ReplyFormat(expected="a string", readable=bool),
-    )
 
 
 def scorer_environment() -> contextlib.AbstractContextManager[Any]:
@@ -188,11 +170,11 @@ def _at_least_two_numbers(reply: str) -> bool:
     return len(numbers) >= 2 and numbers[0] > 0 and numbers[1] >= 0
 
 
-_REPLY_FORMATS: dict[str, _ReplyFormat] = {
-    "mmvet": _ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
-    "llava_bench_coco": _ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
-    "llava_in_the_wild": _ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),
-    "hallusion_bench_image": _ReplyFormat(
+REPLY_FORMATS: dict[str, ReplyFormat] = {
+    "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
+    "llava_bench_coco": ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
+    "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),
+    "hallusion_bench_image": ReplyFormat(
         expected="correct, incorrect or unclear",
         readable=lambda reply: any(word in reply.lower() for word in ("correct", "unclear")),
     ),

@@ -3,6 +3,7 @@ OpenAI's chat API, and precomputed answers."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -15,6 +16,7 @@ from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
 from benchmarks.tasks.mllm.items import QuestionImage, image_hash_name, record_image
+from benchmarks.tasks.mllm.llava_input import load_for_evaluation
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.tasks.output_cache import AnswerCache, run_on_all
 from clips.commandline.progress import Progress, log_estimate
@@ -79,6 +81,15 @@ class LlavaBridgeModel(lmms):
         """Free the model after its answers, for lmms-eval's own command; a model given as ``loaded`` is asked again."""
         if self._is_owner:
             super().clean()
+
+    @contextlib.contextmanager
+    def seeing(self, view: BlindView) -> Iterator[None]:
+        """Answer with the images of a view."""
+        self.view = view
+        try:
+            yield
+        finally:
+            self.view = None
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each request, in order, from the cache or generated."""
@@ -296,20 +307,6 @@ class RecordedAnswersModel(lmms):
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         """Not available."""
         raise UserError("this task has several rounds, but the file has one answer per question")
-
-
-def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:
-    """(model, processor) of a LLaVA directory; the precision ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
-    import torch
-
-    from llava_bridge import load_llava
-
-    if not directory:
-        raise UserError("pretrained: expected a LLaVA directory")
-    model, processor = load_llava(directory, None if device == "auto" else device)
-    if precision != "auto":
-        model = model.to(getattr(torch, precision))
-    return model, processor
 
 
 _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")

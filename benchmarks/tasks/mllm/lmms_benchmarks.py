@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import difflib
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from benchmarks.results.protocol import FULL_SIZE, Entries
-from benchmarks.tasks.blind import BlindConfig, blind_settings, blind_views, seen_by
-from benchmarks.tasks.eval_model import input_settings
+from benchmarks.tasks.blind import blind_settings, blind_views
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm import offline_tasks
 from benchmarks.tasks.mllm.evaluate_task import (
@@ -27,84 +23,14 @@ from benchmarks.tasks.mllm.evaluate_task import (
     run_without_scoring,
 )
 from benchmarks.tasks.mllm.items import question_images
-from benchmarks.tasks.mllm.judge import make_judge
-from benchmarks.tasks.mllm.scorer_code import scorer_hash
+from benchmarks.tasks.mllm.llava_input import input_settings
+from benchmarks.tasks.mllm.lmms_task import LmmsTask, TaskConfig, UnlistedTaskConfig
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
-from benchmarks.tasks.registry import Benchmark, all_benchmarks, get_benchmark, register
-from clips.core.identity import RUN_ONLY
+from benchmarks.tasks.registry import all_benchmarks, register
 from clips.errors import UserError
-from clips.ranges import Positive, PositiveFloat
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig(BlindConfig):
-    """A task of lmms-eval.
-
-    Args:
-        data: a directory in the Hub's structure (it contains ``lmms-lab-encoder/...``).
-        max_new_tokens: cap of an answer's length; by default the task's own.
-        num_beams: beams of the search for an answer; by default the task's own number, mostly 1 (greedy decoding).
-        exclude_metrics: lmms-eval's metrics to skip (METEOR takes seconds).
-        judge_model: the model that grades answers if the scorer needs one (MM-Vet); by default $MODEL_VERSION, or the
-            task's.
-        judge_url: its OpenAI-compatible URL, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
-        judge_key_env: the environment variable with its API key, if the server needs one.
-    """
-
-    max_new_tokens: Positive | None = None
-    num_beams: Positive | None = None
-    exclude_metrics: tuple[str, ...] = ()
-    judge_model: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # the resolved name counts
-    judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
-
-    @property
-    def benchmark(self) -> LmmsTask:
-        """The benchmark that these are the settings of."""
-        found = get_benchmark(self.entry)
-        assert isinstance(found, LmmsTask)
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlistedTaskConfig(TaskConfig):
-    """A task of lmms-eval that `clips-bench list` has not, or one of the user's, whose metrics have no known scale.
-
-    Args:
-        scale: display factor of its metrics; by default 100 if all per-question numbers are from 0 to 1 and higher is
-            better, otherwise 1.
-    """
-
-    scale: PositiveFloat | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LmmsTask(Benchmark):
-    """A benchmark that is a task of lmms-eval, or one of the user's in its format."""
-
-    task: str  # its name
-    folder: str  # directory of its definition, below lmms-eval's ``tasks`` or the user's own
-    dataset: str  # the Hub name of its data, a path below the data root
-    own: str = ""  # the YAML file of a user's task
-    also: tuple[str, ...] = ()  # configurations of the dataset that the task's functions read in addition to its own
-    max_new_tokens: int | None = None  # default cap of an answer if the task has none
-    judged: bool = False  # its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``)
-
-    @property
-    def may_ask(self) -> bool:
-        """Whether its scorer may ask a judge; of the listed tasks it is known."""
-        return self.judged or self.config is UnlistedTaskConfig
-
-    def scorer_hash(self) -> str:
-        """See `Benchmark`: of lmms-eval's code, or of the user's."""
-        return scorer_hash(self.task, self.own)
-
-    def further_inputs(self, config: TaskConfig, results: str) -> Mapping[str, str | None]:
-        """See `Benchmark`: the model that judges, if the scorer asks one."""
-        return {"judge_model": make_judge(config, self.task, results).model} if self.judged else {}
 
 
 def data_hash(config: TaskConfig) -> str:
@@ -193,8 +119,8 @@ def _answer_without_scoring(llava: Any, config: TaskConfig) -> None:
     if config.blind:
         count = len(task.eval_docs_no_media)
         images = question_images(llava, task, range(min(config.limit or count, count)))
-        for view in blind_views(llava, task, config, images, data_hash(config)):
-            with seen_by(llava, view):
+        for view in blind_views(llava.processor, task, config, images, data_hash(config)):
+            with llava.seeing(view):
                 run_without_scoring(llava, task, entry, settings, limit=None)
 
 

@@ -22,10 +22,9 @@ from unittest import mock
 
 import yaml
 
-from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.mllm.judge import scorer_environment
 from clips.core.artifact import directory_hash
-from clips.core.identity import file_hash
+from clips.core.identity import file_hash, file_stamps
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import safe_json_loads
 

@@ -14,7 +14,7 @@ from benchmarks.results.protocol import Entries
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
 from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.items import Sample, in_whole_groups
-from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, UnlistedTaskConfig
+from benchmarks.tasks.mllm.lmms_task import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import ID_COLUMNS, Answer, match, normalize_text, read_answers, unread_keys
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import configure, get_benchmark
