@@ -115,7 +115,7 @@ def test_a_result_has_the_hash_and_is_made_again_with_another_scorer(
     first, again = run(), run()
     assert first == again
     assert first[0] == get_benchmark("gqa").scorer_hash()
-    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_benchmarks.scorer_hash", lambda *_: "0" * 64)
+    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_task.scorer_hash", lambda *_: "0" * 64)
     assert run()[0] == "0" * 64
 
 
@@ -159,7 +159,7 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
         return task
 
     monkeypatch.setattr(evaluate_task, "load_task", patched)
-    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_benchmarks.scorer_hash", lambda *_: "0" * 64)
+    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_task.scorer_hash", lambda *_: "0" * 64)
     second = score(hub, tmp_path / "patched", "pope", rows)
     assert (first.metrics["pope_accuracy"].value, second.metrics["pope_accuracy"].value) == (0.5, 1.0)
     assert first.fingerprint != second.fingerprint
