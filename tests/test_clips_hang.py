@@ -51,6 +51,29 @@ def test_a_process_that_hangs_ends_the_training_with_a_line_of_the_one_that_wait
     assert list_checkpoints(output)[-1].name in ("step-00000002", "step-00000003")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
+def test_processes_end_with_a_launcher_that_is_killed(data: Path, tmp_path: Path):
+    """Else they wait for each other, or train on, and the same command is refused while they hold the run's lock."""
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=100_000, save_steps=1_000)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clips"]
+    with subprocess.Popen([*words, "train", "--config", str(tmp_path / "run.json")], stderr=subprocess.DEVNULL) as run:
+        while not (Path(config.output) / "config.yaml").is_file():
+            assert run.poll() is None
+            time.sleep(0.1)
+        workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        run.kill()
+    assert len(workers) == 2
+
+    def is_alive(worker: str) -> bool:
+        status = Path(f"/proc/{worker}/status")
+        return status.is_file() and "State:\tZ" not in status.read_text()
+
+    end = time.monotonic() + 60
+    while any(map(is_alive, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [worker for worker in workers if is_alive(worker)]
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="Connection closed by peer"), exit_if_others_hang():
         raise RuntimeError("Connection closed by peer")

@@ -24,6 +24,7 @@ from typing import Any
 
 from clips.commandline.parsing import parse_config
 from clips.commandline.signals import EXIT_INTERRUPTED
+from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
 from clips.safe_text import redact, strip_control_chars
@@ -73,6 +74,8 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell (`2>&-`): the next opened file would get its number
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun's workers would outlive its kill -9, wait for each other and hold the run's lock
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     # torch's allocator grows its segments then: activations differ in size from batch to batch, so that fixed ones
     # leave gaps.
