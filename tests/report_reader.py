@@ -14,15 +14,12 @@ import pytest
 from random_study import NOT_RUN, Truth, World, holm
 from rich.console import Console
 
-from benchmarks.analysis.compare_command import comparison_lines
-from benchmarks.analysis.comparison import Comparison
 from benchmarks.report import report as report_module
 from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.load_results import MissingValue
 from benchmarks.report.report import Pairs, Report, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
-from benchmarks.results.results import Result
 
 
 def listed(text: str) -> list[str]:
@@ -484,7 +481,6 @@ def read_tables(numbers: Iterable[int]) -> int:
         world = World(place)
         try:
             count += Reader(world, build_report_of(world)).check()
-            check_comparison(world)
         except (AssertionError, KeyError) as error:
             raise AssertionError(f"table {place}: {error}") from error
     return count
@@ -506,41 +502,3 @@ def build_report_of(world: World, pairs: Pairs = "baseline") -> Report:
     """The report on a world."""
     with stored(world):
         return build_report(Path("/none"), pairs=pairs)
-
-
-def check_comparison(world: World) -> None:
-    """`compare` of two models of a world without seeds: the verdicts, and the sentence that counts them."""
-    if world.num_seeds > 1 or len(world.models) < 2:
-        return
-    truth, (first, second) = Truth(world), world.models[:2]
-    sides = [
-        {name: result for name in world.benchmarks if isinstance(result := world.outcomes[model, name], Result)}
-        for model in (first, second)
-    ]
-    with stored(world):
-        table, lines = comparison_lines([(sides[0], sides[1])])
-    tested = [line.benchmark for line in lines if truth.testable(line.benchmark, first, second)]
-    p = holm({(name, frozenset({first, second})): truth.difference(name, first, second)[1] for name in tested})
-    names = []
-    for line in lines:
-        expected = "no test" if line.benchmark not in tested else "not significant"
-        if truth.measured[first, line.benchmark].group != truth.measured[second, line.benchmark].group:
-            expected = "not comparable"
-        elif p.get((line.benchmark, frozenset({first, second})), 1.0) < 0.05:
-            gain = truth.measured[first, line.benchmark].value - truth.measured[second, line.benchmark].value
-            better = "A" if gain * truth.sign(line.benchmark) > 0 else "B"
-            winner = first if better == "A" else second
-            expected = f"{better} is better" if truth.ranked(line.benchmark) else "significantly different"
-            credited = truth.credited(winner, line.benchmark)
-            expected += ", not credited to the images" * (truth.ranked(line.benchmark) and credited is False)
-            names.append(line.benchmark)
-        assert line.verdict.split(":")[0] == expected
-    if lines:
-        answer = Comparison(sides=(None, None), table=table, lines=tuple(lines)).answer  # type: ignore[arg-type]
-        said = answer.partition("numbers: ")[2].partition(";")[0].rstrip(".")
-        counts = {kind: int(count) for count, _, kind in (each.partition(" ") for each in said.split(", "))}
-        verdicts = [line.verdict.split(":")[0] for line in lines]
-        apart = {"not comparable": verdicts.count("not comparable"), "without a test": verdicts.count("no test")}
-        apart["tested"] = len(lines) - sum(apart.values())
-        assert counts == {kind: count for kind, count in apart.items() if count}
-        assert all(truth.title(name) in answer for name in names)

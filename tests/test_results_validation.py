@@ -12,7 +12,7 @@ import pytest
 from fuzz_world import Ended, run
 from report_material import edit, items_table, put_result, put_results, rendered
 
-from benchmarks.analysis.compare_command import CompareConfig, compare
+from benchmarks.analysis.compare_command import CompareConfig, compared
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.report.report import build_report
@@ -89,13 +89,14 @@ def test_items_of_another_evaluation_are_rejected(results):
     for reader in (
         read_result,
         lambda path: run_provenance(ProvenanceConfig(result=str(path), check=False)),
-        lambda path: compare(CompareConfig(first=str(path.parent), second=str(path.parent.parent / "clips"))),
     ):
         with pytest.raises(UserError, match=told):
             reader(path)
-    missing = build_report(results).table.cell("clip", "pope", "accuracy").missing
-    assert missing is not None
-    assert missing.kind == "invalid"
+    both = compared(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
+    for table, row in ((build_report(results).table, "clip"), (both.table, "A clip")):
+        missing = table.cell(row, "pope", "accuracy").missing
+        assert missing is not None
+        assert missing.kind == "invalid"
     edit(path, items_hash="")
     assert build_report(results).table.cell("clip", "pope", "accuracy").value == before.value  # of an earlier version
 
@@ -218,12 +219,15 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path):
     assert ends[1000.0] == pytest.approx(ends[100.0])
 
 
-def test_compare_and_card_reject_an_invalid_file(results):
+def test_verify_rejects_an_invalid_file_and_compare_names_it(results):
     edit(results / "clip/pope.json", "accuracy", value=0.99)
-    for command in (["compare", str(results / "clip"), str(results / "clips")], ["verify", str(results)]):
-        ended = run("clips-bench", command)
-        assert ended.status != 0
-        assert "Traceback" not in ended.err
+    ended = run("clips-bench", ["verify", str(results)])
+    assert ended.status != 0
+    assert "Traceback" not in ended.err
+    report = compared(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
+    cell = report.table.cell("A clip", "pope", "accuracy")
+    assert cell.missing is not None
+    assert (cell.missing.kind, cell.delta) == ("invalid", None)
     with pytest.raises(UserError, match=r"clip/pope\.json: metrics\.accuracy\.value"):
         find_results_by_row(str(results), "results")
 

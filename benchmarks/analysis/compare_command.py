@@ -1,26 +1,39 @@
-"""``clips-bench compare A B``: a report of two models, or of the models of two studies, with their differences."""
+"""``clips-bench compare A B``: the report of two models, or of two studies, whose models of equal name are compared."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.analysis.comparison import (
-    Comparison,
-    Row,
-    abbreviate_names,
-    comparison_lines,
-    missing_reason,
-    read_side,
-)
-from benchmarks.report.measures import csv_text
-from benchmarks.report.page import render_comparison
-from benchmarks.report.text_table import markdown_frame, markdown_list, print_frame
-from benchmarks.results.formatting import join_with_and, strip_control_chars
+from benchmarks.report.latex import render_latex
+from benchmarks.report.load_results import MissingValue, ReportSource, read_source
+from benchmarks.report.measures import render_csv
+from benchmarks.report.page import render_page
+from benchmarks.report.report import Report, Selection, build_report
+from benchmarks.report.table import Cell
+from benchmarks.report.text_table import print_frame, print_report, render_markdown
+from benchmarks.report.training_settings import diff_training, training_of_result
+from benchmarks.results.formatting import commit_text
+from benchmarks.results.protocol import describe_differences, name_one_sided
+from benchmarks.results.results import Result
+from benchmarks.study.study_record import RECORD_FILE, RowRecord
 from clips.core.artifact import atomic_write, log_info
-from clips.errors import UserError, unknown_name_error
-from clips.safe_text import escape_markdown
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WRITERS: Mapping[str, Callable[[Report], str]] = {
+    ".html": render_page,
+    ".md": render_markdown,
+    ".csv": render_csv,
+    ".tex": render_latex,
+}
+_MAX_LINES = 4  # of a study file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +42,15 @@ class CompareConfig:
 
     Args:
         first: a model's directory (``results/MODEL``); or a directory of results or a study's output: then models with
-            equal names are compared, new and removed models are listed, and so are the differences of the two runs.
+            equal names are compared.
         second: likewise.
-        benchmarks: only these; all if empty.
-        include_all_metrics: include the metrics that the main table omits; each adds a test to the correction.
-        output: also write the comparison to this file: .json or .csv for programs, .md or .html to read.
+        benchmarks: only these: ``BENCHMARK`` or ``BENCHMARK:METRIC``; all if empty.
+        output: also write the comparison to this file: .csv for programs, .md, .html or .tex to read.
     """
 
     first: str
     second: str
     benchmarks: tuple[str, ...] = ()
-    include_all_metrics: bool = False
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -51,87 +62,140 @@ def compare(config: CompareConfig) -> None:
     """Print the comparison; write it to ``output`` if given.
 
     Raises:
-        UserError: no results there, no common model, benchmark or metric, or an unreadable file.
+        UserError: no results there, no common model, or an unreadable file.
     """
     from rich.console import Console
-    from rich.text import Text
 
-    found = build_comparison(config)
-    console = Console(highlight=False)
-    for letter, side in zip("AB", found.sides, strict=True):
-        console.print(Text(strip_control_chars(f"{letter}: {side.name}")))
-    for title, frame in found.texts().items():
-        print_frame(frame, console, title=title)
-    for line in (found.answer, *found.notes()):
-        console.print(Text(strip_control_chars(line)))
+    report, console = compared(config), Console(highlight=False)
+    print_report(report, console)
+    if (differences := difference_frame(report)).size:
+        print_frame(differences, console, title="A − B")
     if config.output:
-        atomic_write(config.output, WRITERS[Path(config.output).suffix](found))
+        atomic_write(config.output, WRITERS[Path(config.output).suffix](report))
         log_info(f"comparison: {config.output}")
 
 
-def build_comparison(config: CompareConfig) -> Comparison:
-    """Read both sides and compare their common models and benchmarks; see `compare`."""
-    first, second = read_side(config.first, "first"), read_side(config.second, "second")
-    pairs = _paired(first.rows, second.rows)
-    known = {name for pair in pairs for results in pair for name in results}
-    for name in config.benchmarks:
-        if name not in known:
-            raise unknown_name_error(name, known, "benchmark ('benchmarks')")
-    chosen = {*config.benchmarks} or known
-    pairs = [
-        ({name: one[name] for name in one if name in chosen}, {name: other[name] for name in other if name in chosen})
-        for one, other in pairs
+def compared(config: CompareConfig) -> Report:
+    """The report of both sides; models of equal weights and numbers are not tested."""
+    return build_report(
+        joined(_read_side(config.first, "first"), _read_side(config.second, "second")),
+        selection=Selection(benchmarks=config.benchmarks),
+        ranked=False,
+        untested=_is_same,
+    )
+
+
+def difference_frame(report: Report) -> pd.DataFrame:
+    """A line of texts for each tested number: model and metric, difference, 95 % interval, corrected p, verdict."""
+    import pandas as pd
+
+    deltas = [
+        cell.delta
+        for place, _ in enumerate(report.table.rows)
+        for column in report.table.columns
+        if (cell := column.cells[place]).delta
     ]
-    table, lines = comparison_lines(pairs, all_metrics=config.include_all_metrics)
-    left_out = []
-    for pair in pairs:
-        name = next((f"{each.model_name}: " for row in pair for each in row.values()), "") if pairs[1:] else ""
-        left_out += [f"{name}{reason}" for reason in _without_numbers(*pair)]
-    if not lines:
-        reasons = f" ({'; '.join(left_out)})" if left_out else ""
-        raise UserError(f"{config.second}: has no metric in common with {config.first}{reasons}")
-    if not len(first.rows) == len(second.rows) == 1:
-        for letter, side, other in (("A", first, second), ("B", second, first)):
-            if names := [name for name in side.rows if name not in other.rows]:
-                left_out.append(f"only {letter} has the model{'s' if len(names) > 1 else ''} {join_with_and(names)}")
-    left_out += [f"{letter}: {gap}" for letter, side in (("A", first), ("B", second)) for gap in side.gaps]
-    return Comparison(sides=(first, second), table=table, lines=tuple(lines), left_out=tuple(dict.fromkeys(left_out)))
+    return pd.DataFrame(
+        [[each.number, each.interval, f"{each.p_adjusted:.2g}", each.detectable, each.verdict] for each in deltas],
+        index=[
+            f"{each.cell.row.removeprefix('A ')} {each.cell.column.title}{each.cell.column.arrow}" for each in deltas
+        ],
+        columns=["A − B", "95 % interval", "corrected p", "MDD", "A is"],
+    )
 
 
-def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[Row, Row]]:
-    """Pairs of models with equal names; if each side has a single model, these two."""
-    if len(first) == len(second) == 1:
-        return [(next(iter(first.values())), next(iter(second.values())))]
-    common = [name for name in first if name in second]
-    if not common:
-        raise UserError(f"second: expected a model of {abbreviate_names(first)}; it has {abbreviate_names(second)}")
-    return [(first[name], second[name]) for name in common]
+def _is_same(one: Cell, other: Cell) -> bool:
+    first, second = (cell.results[0].model.get("hash") for cell in (one, other))
+    return bool(first) and first == second and one.value == other.value
 
 
-def _without_numbers(first: Row, second: Row) -> Iterator[str]:
-    """As text, the benchmarks that are not compared, with the reasons."""
-    for letter, row, other in (("A", first, second), ("B", second, first)):
-        if names := [name for name in row if name not in other]:
-            yield f"only {letter} has {join_with_and(names)}"
-    for name in first:
-        pair = {"A": first[name], "B": second[name]} if name in second else {}
-        reasons = [f"{letter}: {missing_reason(result)}" for letter, result in pair.items() if not result.metrics]
-        if reasons:
-            yield f"{name} ({'; '.join(reasons)})"
+def _read_side(path: str, field: str) -> ReportSource:
+    """A study, a directory of results, or the one model of a directory of its own."""
+    root = Path(path)
+    is_model = root.is_dir() and any(root.glob("*.json")) and not any(root.glob("*/*.json"))
+    is_model &= not (root / RECORD_FILE).is_file()
+    source = read_source(root.parent if is_model else path)
+    measured = [(row, each) for (row, _), each in source.outcomes.items() if isinstance(each, Result)]
+    rows = dict.fromkeys(row for row, each in measured if not is_model or _is_in(each, root))
+    if not rows:
+        raise UserError(f"{field}: {path}: no result there is valid and up to date")
+    return Selection(models=tuple(rows)).select_models(source) if is_model else source
 
 
-def _markdown(found: Comparison) -> str:
-    parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.answer)}**"]
-    for title, frame in found.texts().items():
-        parts += [f"## {escape_markdown(title)}", markdown_frame(frame)]
-    return "\n\n".join([*parts, markdown_list(found.notes())]) + "\n"
+def _is_in(result: Result, directory: Path) -> bool:
+    return result.path is not None and result.path.parent.name == directory.resolve().name
 
 
-WRITERS: dict[str, Callable[[Comparison], str]] = {
-    ".json": lambda found: found.frame().to_json(orient="records", indent=1, force_ascii=False) + "\n",
-    ".csv": lambda found: csv_text(found.frame()),
-    ".md": _markdown,
-    ".html": lambda found: render_comparison(
-        title=found.title, answer=found.answer, tables=found.texts(), notes=found.notes()
-    ),
-}
+def joined(first: ReportSource, second: ReportSource) -> ReportSource:
+    """Both sides as one source: each row ``A NAME`` is compared with ``B NAME``; single models whatever their names."""
+    pairs = {row.name: row.name for row in first.rows if row.name in {other.name for other in second.rows}}
+    if len(first.rows) == len(second.rows) == 1:
+        pairs = {first.rows[0].name: second.rows[0].name}
+    if not pairs:
+        known = ", ".join(row.name for row in second.rows)
+        raise UserError(f"second: expected a model of {', '.join(row.name for row in first.rows)}; it has {known}")
+    order = {f"A {one}": place for place, one in enumerate(pairs)}
+    order |= {f"B {other}": place for place, other in enumerate(pairs.values())}
+    rows, outcomes = list[RowRecord](), dict[tuple[str, str], Result | MissingValue]()
+    for letter, source in (("A", first), ("B", second)):
+        outcomes |= {(f"{letter} {row}", name): each for (row, name), each in source.outcomes.items()}
+        for row in source.rows:
+            base = f"B {pairs[row.name]}" if letter == "A" and row.name in pairs else None
+            encoder = f"{letter} {row.encoder}"
+            rows.append(dataclasses.replace(row, name=f"{letter} {row.name}", encoder=encoder, baseline=base))
+    rows.sort(key=lambda row: order.get(row.name, len(pairs)))
+    names = {row.name for row in rows}
+    with_number = {name for (row, name), each in outcomes.items() if row in names and isinstance(each, Result)}
+    benchmarks = [name for name in dict.fromkeys((*first.benchmarks, *second.benchmarks)) if name in with_number]
+    nothing = MissingValue(kind="missing", reason="no result")
+    return dataclasses.replace(
+        first,
+        title=f"A: {first.title}, B: {second.title}",
+        question="",
+        notes=tuple(
+            dict.fromkeys([*first.notes, *second.notes, *_context(first, second), *_trainings(first, second, pairs)])
+        ),
+        rows=tuple(rows),
+        benchmarks=tuple(benchmarks),
+        outcomes={(row.name, name): outcomes.get((row.name, name), nothing) for row in rows for name in benchmarks},
+        steps=(),
+        study=None,
+    )
+
+
+def _context(first: ReportSource, second: ReportSource) -> Iterator[str]:
+    """What differs between the two runs besides their numbers: code, libraries, machine."""
+    if changed := name_one_sided(describe_differences(_facts(first), _facts(second))):
+        yield f"The runs (A against B): {'; '.join(changed)}."
+    if first.study and second.study:
+        found = difflib.ndiff(first.study.text.splitlines(), second.study.text.splitlines())
+        lines = [line for line in found if line[:2] in {"- ", "+ "} and line[2:].strip()]
+        changed = [f"{'A' if line[0] == '-' else 'B'} `{line[2:].strip()}`" for line in lines]
+        if changed:
+            yield f"The study files differ: {', '.join(changed[:_MAX_LINES])}{', …' * (len(changed) > _MAX_LINES)}."
+
+
+def _facts(source: ReportSource) -> dict[str, str]:
+    facts: dict[str, dict[str, None]] = {}
+    for result in (each for each in source.outcomes.values() if isinstance(each, Result)):
+        known = {"measured on": result.created[:10], "commit": commit_text(result.git) or "not known"}
+        known |= result.versions
+        for name, value in known.items():
+            facts.setdefault(name, {})[value] = None
+    machine = source.study.machine if source.study else {}
+    return {name: ", ".join(sorted(values)) for name, values in facts.items()} | {
+        f"machine's {name}": str(value) for name, value in machine.items()
+    }
+
+
+def _trainings(first: ReportSource, second: ReportSource, pairs: Mapping[str, str]) -> Iterator[str]:
+    """How the trainings of two models differ, also where that makes no comparison unfair."""
+    found: dict[str, None] = {}
+    for one, other in pairs.items():
+        for benchmark in first.benchmarks:
+            results = [first.outcomes.get((one, benchmark)), second.outcomes.get((other, benchmark))]
+            mine, theirs = (each if isinstance(each, Result) else None for each in results)
+            if mine and theirs and mine.model.get("hash") != theirs.model.get("hash"):
+                for sentence in diff_training(training_of_result(mine), training_of_result(theirs)).sentences:
+                    found[f"{one}: {sentence}"] = None
+    yield from found

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,6 @@ from clips.safe_text import jinja_finalize
 
 if TYPE_CHECKING:
     import jinja2
-    import pandas as pd
-
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _UNFOLDED_NOTES = 6
@@ -162,19 +160,6 @@ def render_page(report: Report) -> str:
             ],
         )
     )
-
-
-def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFrame], notes: Sequence[str]) -> str:
-    """A page of tables.
-
-    Args:
-        title: of the page.
-        answer: its first sentence.
-        tables: heading → frame of strings.
-        notes: below the tables.
-    """
-    template = _environment().get_template("comparison.html.jinja")
-    return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
 
 
 def _environment() -> jinja2.Environment:

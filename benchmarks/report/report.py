@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from benchmarks.report.load_results import ReportSource, read_source, with_basel
 from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.scores import mean_tables, seed_tables, set_gains
-from benchmarks.report.table import Table
+from benchmarks.report.table import Cell, Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.study_record import Display
 from clips.errors import UserError, unknown_name_error
@@ -182,7 +182,7 @@ class Report:
 
 
 def build_report(
-    directory: str | Path,
+    directory: str | Path | ReportSource,
     *,
     baseline: str | None = None,
     reference_results: Sequence[str] = (),
@@ -190,11 +190,13 @@ def build_report(
     latex: LatexStyle = LatexStyle(),  # noqa: B008
     display: Display = Display(),  # noqa: B008
     pairs: Pairs = "baseline",
+    ranked: bool = True,
+    untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
 ) -> Report:
     """Read a study or a directory of results and compute its report.
 
     Args:
-        directory: of the study or the results.
+        directory: of the study or the results; or these, read.
         baseline: the model that the others are compared with; the name of a published model, unless a measured one has
             it, compares published ones.
         reference_results: published models, see `select_reference_results`; those that the study names if empty.
@@ -202,12 +204,14 @@ def build_report(
         latex: the style of the LaTeX table.
         display: names and groups, which override those of the study.
         pairs: the pairs of models that are tested: those with the baseline and the best, or all.
+        ranked: whether the models are tested against the best of a column, which is marked.
+        untested: (cell, baseline's cell) → whether to omit this test.
 
     Raises:
         UserError: no results, an unreadable file, an unknown baseline, model, column or published model, or a display
             name that is not unique.
     """
-    complete = read_source(directory)
+    complete = directory if isinstance(directory, ReportSource) else read_source(directory)
     measured = {name for row in complete.rows for name in (row.name, row.model)}
     of_reference = baseline is not None and baseline not in measured and is_reference_row(baseline)
     if baseline and not of_reference:
@@ -221,7 +225,7 @@ def build_report(
     of_seeds = seed_tables(source, items, also=keys)
     complete_table, details = mean_tables(of_seeds, source, items)
     set_gains(complete_table, items)
-    compare_models([complete_table], items, all_pairs=pairs == "all")
+    compare_models([complete_table], items, ranked=ranked, all_pairs=pairs == "all", untested=untested)
     if keys:
         source = dataclasses.replace(source, benchmarks=tuple(dict.fromkeys(benchmark for benchmark, _ in keys)))
     table, seed_table = (_with_columns(each, keys) for each in (complete_table, of_seeds[0]))
