@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import clips_world
@@ -206,3 +209,13 @@ def test_a_source_without_usable_samples_is_rejected(tmp_path: Path, capsys: pyt
         run_inspect(config)
     assert "2 × missing image" in capsys.readouterr().out
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path):
+    """As in ``clips data inspect … | head -1``; rich's console exits with 1 by itself."""
+    data, (reader, writer) = clips_world.write_shards(tmp_path), os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "clips", "data", "inspect", str(data)]
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)

@@ -88,6 +88,10 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
     except BrokenPipeError:  # the reader of the output has ended (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # the same, of rich's console
+            return 0
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS and error.filename is not None:
             return _report_error(program, f"{error.filename!s:.250}: {os.strerror(error.errno).lower()}")
