@@ -77,8 +77,9 @@ def compare(config: CompareConfig) -> None:
 
 def compared(config: CompareConfig) -> Report:
     """The report of both sides; models of equal weights and numbers are not tested."""
+    both = joined(_read_side(config.first, "first"), _read_side(config.second, "second"))
     return build_report(
-        joined(_read_side(config.first, "first"), _read_side(config.second, "second")),
+        dataclasses.replace(both, title=f"A: {config.first}, B: {config.second}"),
         selection=Selection(benchmarks=config.benchmarks),
         ranked=False,
         untested=_is_same,
@@ -150,7 +151,6 @@ def joined(first: ReportSource, second: ReportSource) -> ReportSource:
     nothing = MissingValue(kind="missing", reason="no result")
     return dataclasses.replace(
         first,
-        title=f"A: {first.title}, B: {second.title}",
         question="",
         notes=tuple(
             dict.fromkeys([*first.notes, *second.notes, *_context(first, second), *_trainings(first, second, pairs)])
@@ -177,7 +177,8 @@ def _context(first: ReportSource, second: ReportSource) -> Iterator[str]:
 
 def _facts(source: ReportSource) -> dict[str, str]:
     facts: dict[str, dict[str, None]] = {}
-    for result in (each for each in source.outcomes.values() if isinstance(each, Result)):
+    rows = {row.name for row in source.rows}
+    for result in (each for (row, _), each in source.outcomes.items() if row in rows and isinstance(each, Result)):
         known = {"measured on": result.created[:10], "commit": commit_text(result.git) or "not known"}
         known |= result.versions
         for name, value in known.items():
