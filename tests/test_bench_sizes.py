@@ -89,7 +89,7 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
     ended = run("clips-bench", ["report", str(tmp_path), "--formats=csv"])
     assert "120 of 9,000" in ended.out
     ended = run("clips-bench", ["compare", str(tmp_path / "clip"), str(tmp_path / "clips")])
-    assert "A has a part of pope: 120 of 9,000 questions." in " ".join(ended.out.split())
+    assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions." in " ".join(ended.out.split())
 
 
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:

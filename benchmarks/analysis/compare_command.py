@@ -113,7 +113,9 @@ def _is_same(one: Cell, other: Cell) -> bool:
 def _read_side(path: str, field: str) -> ReportSource:
     """A study, a directory of results, or the one model of a directory of its own."""
     root = Path(path)
-    is_model = root.is_dir() and any(root.glob("*.json")) and not any(root.glob("*/*.json"))
+    if not root.is_dir():
+        raise UserError(f"{field}: {path}: no such directory")
+    is_model = any(root.glob("*.json")) and not any(root.glob("*/*.json"))
     is_model &= not (root / RECORD_FILE).is_file()
     source = read_source(root.parent if is_model else path)
     measured = [(row, each) for (row, _), each in source.outcomes.items() if isinstance(each, Result)]

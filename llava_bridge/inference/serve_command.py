@@ -114,7 +114,7 @@ class ChatRequest:
     user: str | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     stop: None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Annotated[bool, Field(le=False)] | None = None  # Literal[False] would accept 0
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
