@@ -367,7 +367,7 @@ def test_the_table_of_the_readme_has_the_scores_of_the_demo():
             assert float(value) == round(100 * scores.value, 1)
             found = judge_claims.scores_interval(scores, columns[metric].noise)
             if margin.startswith("±"):  # a report pools the variance of seeds over its omitted columns, too
-                assert float(margin[1:]) == pytest.approx(50 * (found.high - found.low), rel=0.04)
+                assert float(margin[1:]) == pytest.approx(50 * (found.high - found.low), rel=0.08)
 
 
 def race_lines(rng: np.random.Generator, retrieval: dict[str, float], inside: dict[str, float]) -> pd.DataFrame:
