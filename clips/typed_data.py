@@ -282,7 +282,9 @@ def describe_type(kind: Any) -> str:
     """A human-readable type, with its range: "a number from 0 to 1 or null"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return "false" if inner[0] is bool else _within_range(describe_type(inner[0]), inner[1:])
+        if inner[0] is bool:
+            return "false"  # the only range that one has
+        return _within_range(describe_type(inner[0]), inner[1:])
     if kind in _NAMES:
         return _NAMES[kind]
     if origin is Literal:

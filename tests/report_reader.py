@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import re
@@ -14,12 +15,15 @@ import pytest
 from random_study import NOT_RUN, Truth, World, holm
 from rich.console import Console
 
+from benchmarks.analysis.compare_command import compare_sources
 from benchmarks.report import report as report_module
 from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.load_results import MissingValue
 from benchmarks.report.report import Pairs, Report, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
+from benchmarks.results.results import Result
+from clips.errors import UserError
 
 
 def listed(text: str) -> list[str]:
@@ -481,6 +485,7 @@ def read_tables(numbers: Iterable[int]) -> int:
         world = World(place)
         try:
             count += Reader(world, build_report_of(world)).check()
+            check_comparison(world)
         except (AssertionError, KeyError) as error:
             raise AssertionError(f"table {place}: {error}") from error
     return count
@@ -502,3 +507,38 @@ def build_report_of(world: World, pairs: Pairs = "baseline") -> Report:
     """The report on a world."""
     with stored(world):
         return build_report(Path("/none"), pairs=pairs)
+
+
+def check_comparison(world: World) -> None:
+    """`compare` of two models of a world without seeds: which numbers are tested, and the verdicts."""
+    if world.num_seeds > 1 or len(world.models) < 2:
+        return
+    truth, source, (first, second) = Truth(world), world.source(), world.models[:2]
+    sides = [
+        dataclasses.replace(source, rows=tuple(row for row in source.rows if row.encoder == model))
+        for model in (first, second)
+    ]
+    try:
+        with stored(world):
+            table = compare_sources(*sides).table
+    except UserError:
+        assert not any(isinstance(result, Result) for result in source.outcomes.values())
+        return
+    pair = frozenset({first, second})
+    p = {(name, pair): truth.difference(name, first, second)[1]
+         for name in world.benchmarks if truth.testable(name, first, second)}  # fmt: skip
+    corrected, verdicts = holm(p), dict[str, str]()
+    for name in (name for name, _ in p):
+        gain = truth.measured[first, name].value - truth.measured[second, name].value
+        better = gain * truth.sign(name) > 0
+        if corrected[name, pair] >= 0.05:
+            verdicts[name] = "not significant"
+        elif not truth.ranked(name):
+            verdicts[name] = "different"
+        elif truth.credited(first if better else second, name) is False:
+            verdicts[name] = "not credited"
+        else:
+            verdicts[name] = "better" if better else "worse"
+    tested = [column.cells[0] for column in table.columns if column.cells[0].delta]
+    assert {cell.column.benchmark: cell.delta.verdict for cell in tested if cell.delta} == verdicts
+    assert not any(cell.delta for column in table.columns for cell in column.cells[1:])

@@ -11,14 +11,14 @@ import pytest
 from report_material import edit, items_table, put_result, put_results
 from report_study import make_study
 
-from benchmarks.analysis.compare_command import CompareConfig, compare, compared
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison, compare
 from benchmarks.report.report import build_report
 from benchmarks.results.results import read_result
 from clips.errors import UserError
 
 
 def report_of(first: Path, second: Path, **more: object):  # type: ignore[no-untyped-def]
-    return compared(CompareConfig(first=str(first), second=str(second), **more))
+    return build_comparison(CompareConfig(first=str(first), second=str(second), **more))
 
 
 def cells_of(report):  # type: ignore[no-untyped-def]

@@ -254,7 +254,7 @@ def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
 
 def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path):
     """Two files with four answers each, to the first and to the last questions of the data."""
-    from benchmarks.analysis.compare_command import CompareConfig, compared
+    from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 
     rows = [{"doc_id": number, "answer": answer} for number, (_, answer) in enumerate(_pope())]
     first, last = (
@@ -266,7 +266,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
     assert read_items(last)["prediction"].tolist() == [row["answer"] for row in rows[4:]]
     assert first.fingerprint != last.fingerprint
     sides = [str(tmp_path / name / "r") for name in ("first", "last")]
-    assert not compared(CompareConfig(first=sides[0], second=sides[1])).table.tested
+    assert not build_comparison(CompareConfig(first=sides[0], second=sides[1])).table.tested
     whole = score(hub, tmp_path, "pope", rows, partial=True)
     assert "answered" not in whole.protocol
 

@@ -10,7 +10,7 @@ import pytest
 from bench_tasks import score
 from report_material import items_table, put_result
 
-from benchmarks.analysis.compare_command import CompareConfig, compared
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.diff_command import explain
 from benchmarks.report.report import build_report
 from benchmarks.results.protocol import SCORER_HASH, describe_differences, ranked_together, ranking_keys
@@ -166,6 +166,6 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
     lines = [*explain(first, second)]
     assert "The model is the same" in "\n".join(lines)
     assert lines[-1].startswith("They are not ranked together")
-    report = compared(CompareConfig(first=str(tmp_path / "stock/r"), second=str(tmp_path / "patched/r")))
+    report = build_comparison(CompareConfig(first=str(tmp_path / "stock/r"), second=str(tmp_path / "patched/r")))
     assert not report.table.tested
     assert any("was measured under different settings" in note and "scorer hash" in note for note in report.notes)

@@ -11,7 +11,7 @@ import pytest
 from generators import explore, sizes
 from hypothesis import strategies as st
 from random_study import World
-from report_reader import Reader, build_report_of
+from report_reader import Reader, build_report_of, check_comparison
 
 from benchmarks.report.report import Report
 from benchmarks.results.results import Result
@@ -21,12 +21,14 @@ from benchmarks.results.results import Result
 def test_no_number_is_surer_than_its_parts(examples: int) -> None:
     def check(data: st.DataObject) -> None:
         world = World(data.draw(st.integers(0, 2**30), label="number of the study"), odd=True)
-        what = data.draw(st.sampled_from(("sentences", "all pairs")), label="what")
+        what = data.draw(st.sampled_from(("sentences", "all pairs", "compare")), label="what")
         report = build_report_of(world, pairs="all" if what == "all pairs" else "baseline")
         check_intervals(report)
         check_certainty(report)
         if what == "sentences":
             Reader(world, report).check(formats=False)
+        if what == "compare":
+            check_comparison(world)
 
     explore(check, examples)
 

@@ -13,7 +13,7 @@ import pytest
 from report_material import edit, items_table, put_result, rendered
 from report_study import record_study
 
-from benchmarks.analysis.compare_command import CompareConfig, compared
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.plots import forest_plots, gain_figures
 from benchmarks.report.report import build_report
@@ -97,7 +97,7 @@ def test_a_score_that_needs_no_image_is_not_credited(blind):
     assert re.search(r"clips beats clip by \S+ points \[[^]]+\] on mmstar", build_report(blind).answer)
     for baseline in ("clips", "clip"):  # nor is a baseline's lead
         assert "on gqa" not in build_report(blind, baseline=baseline).answer.partition("not credited")[0]
-    table = compared(CompareConfig(first=str(blind / "clips"), second=str(blind / "clip"))).table
+    table = build_comparison(CompareConfig(first=str(blind / "clips"), second=str(blind / "clip"))).table
     verdicts = {column.benchmark: cell.delta.verdict for column in table.columns for cell in column.cells if cell.delta}
     assert verdicts == {"gqa": "not credited", "mmstar": "better"}
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from report_material import METRICS, edit, items_table, put_failure, put_hits, put_result, put_results, rendered
 
-from benchmarks.analysis.compare_command import CompareConfig, compared
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.differences import compare_models
 from benchmarks.report.load_results import read_source
 from benchmarks.report.notes import MARKDOWN
@@ -255,7 +255,7 @@ def test_models_with_other_shares_of_unread_answers_are_not_better_without_that_
     ending = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
     assert build_report(tmp_path).answer.endswith(ending)
     answers = {
-        row: compared(CompareConfig(first=str(tmp_path / row), second=str(tmp_path / "base"))).answer
+        row: build_comparison(CompareConfig(first=str(tmp_path / row), second=str(tmp_path / "base"))).answer
         for row in ("guessed", "plain")
     }
     assert answers["plain"].startswith("A plain beats B base by ")

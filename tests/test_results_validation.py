@@ -12,7 +12,7 @@ import pytest
 from fuzz_world import Ended, run
 from report_material import edit, items_table, put_result, put_results, rendered
 
-from benchmarks.analysis.compare_command import CompareConfig, compared
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.report.report import build_report
@@ -92,7 +92,7 @@ def test_items_of_another_evaluation_are_rejected(results):
     ):
         with pytest.raises(UserError, match=told):
             reader(path)
-    both = compared(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
+    both = build_comparison(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
     for table, row in ((build_report(results).table, "clip"), (both.table, "A clip")):
         missing = table.cell(row, "pope", "accuracy").missing
         assert missing is not None
@@ -224,7 +224,7 @@ def test_verify_rejects_an_invalid_file_and_compare_names_it(results):
     ended = run("clips-bench", ["verify", str(results)])
     assert ended.status != 0
     assert "Traceback" not in ended.err
-    report = compared(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
+    report = build_comparison(CompareConfig(first=str(results / "clip"), second=str(results / "clips")))
     cell = report.table.cell("A clip", "pope", "accuracy")
     assert cell.missing is not None
     assert (cell.missing.kind, cell.delta) == ("invalid", None)

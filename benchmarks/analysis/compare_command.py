@@ -66,7 +66,7 @@ def compare(config: CompareConfig) -> None:
     """
     from rich.console import Console
 
-    report, console = compared(config), Console(highlight=False)
+    report, console = build_comparison(config), Console(highlight=False)
     print_report(report, console)
     if (differences := difference_frame(report)).size:
         print_frame(differences, console, title="A − B")
@@ -75,15 +75,24 @@ def compare(config: CompareConfig) -> None:
         log_info(f"comparison: {config.output}")
 
 
-def compared(config: CompareConfig) -> Report:
-    """The report of both sides; models of equal weights and numbers are not tested."""
-    both = joined(_read_side(config.first, "first"), _read_side(config.second, "second"))
-    return build_report(
-        dataclasses.replace(both, title=f"A: {config.first}, B: {config.second}"),
-        selection=Selection(benchmarks=config.benchmarks),
-        ranked=False,
-        untested=_is_same,
-    )
+def build_comparison(config: CompareConfig) -> Report:
+    """Read both sides and compute their report; see `compare`."""
+    sides = (_read_side(config.first, "first"), _read_side(config.second, "second"))
+    return compare_sources(*sides, selection=Selection(benchmarks=config.benchmarks))
+
+
+def compare_sources(first: ReportSource, second: ReportSource, selection: Selection = Selection()) -> Report:  # noqa: B008
+    """The report of two sources, in which models of equal weights and numbers are not tested.
+
+    Raises:
+        UserError: no common model, or an unknown benchmark.
+    """
+
+    def is_same(one: Cell, other: Cell) -> bool:
+        mine, theirs = (cell.results[0].model.get("hash") for cell in (one, other))
+        return bool(mine) and mine == theirs and one.value == other.value
+
+    return build_report(join_sources(first, second), selection=selection, ranked=False, untested=is_same)
 
 
 def difference_frame(report: Report) -> pd.DataFrame:
@@ -105,11 +114,6 @@ def difference_frame(report: Report) -> pd.DataFrame:
     )
 
 
-def _is_same(one: Cell, other: Cell) -> bool:
-    first, second = (cell.results[0].model.get("hash") for cell in (one, other))
-    return bool(first) and first == second and one.value == other.value
-
-
 def _read_side(path: str, field: str) -> ReportSource:
     """A study, a directory of results, or the one model of a directory of its own."""
     root = Path(path)
@@ -118,18 +122,19 @@ def _read_side(path: str, field: str) -> ReportSource:
     is_model = any(root.glob("*.json")) and not any(root.glob("*/*.json"))
     is_model &= not (root / RECORD_FILE).is_file()
     source = read_source(root.parent if is_model else path)
-    measured = [(row, each) for (row, _), each in source.outcomes.items() if isinstance(each, Result)]
-    rows = dict.fromkeys(row for row, each in measured if not is_model or _is_in(each, root))
-    if not rows:
+    measured = {
+        row
+        for (row, _), result in source.outcomes.items()
+        if isinstance(result, Result) and result.path
+        if not is_model or result.path.parent.resolve() == root.resolve()
+    }
+    if not measured:
         raise UserError(f"{field}: {path}: no result there is valid and up to date")
-    return Selection(models=tuple(rows)).select_models(source) if is_model else source
+    rows = tuple(row for row in source.rows if row.name in measured) if is_model else source.rows
+    return dataclasses.replace(source, title=path, rows=rows)
 
 
-def _is_in(result: Result, directory: Path) -> bool:
-    return result.path is not None and result.path.parent.name == directory.resolve().name
-
-
-def joined(first: ReportSource, second: ReportSource) -> ReportSource:
+def join_sources(first: ReportSource, second: ReportSource) -> ReportSource:
     """Both sides as one source: each row ``A NAME`` is compared with ``B NAME``; single models whatever their names."""
     pairs = {row.name: row.name for row in first.rows if row.name in {other.name for other in second.rows}}
     if len(first.rows) == len(second.rows) == 1:
@@ -153,6 +158,7 @@ def joined(first: ReportSource, second: ReportSource) -> ReportSource:
     nothing = MissingValue(kind="missing", reason="no result")
     return dataclasses.replace(
         first,
+        title=f"A: {first.title}, B: {second.title}",
         question="",
         notes=tuple(
             dict.fromkeys([*first.notes, *second.notes, *_context(first, second), *_trainings(first, second, pairs)])
@@ -170,8 +176,8 @@ def _context(first: ReportSource, second: ReportSource) -> Iterator[str]:
     if changed := name_one_sided(describe_differences(_facts(first), _facts(second))):
         yield f"The runs (A against B): {'; '.join(changed)}."
     if first.study and second.study:
-        found = difflib.ndiff(first.study.text.splitlines(), second.study.text.splitlines())
-        lines = [line for line in found if line[:2] in {"- ", "+ "} and line[2:].strip()]
+        difference = difflib.ndiff(first.study.text.splitlines(), second.study.text.splitlines())
+        lines = [line for line in difference if line[:2] in {"- ", "+ "} and line[2:].strip()]
         changed = [f"{'A' if line[0] == '-' else 'B'} `{line[2:].strip()}`" for line in lines]
         if changed:
             yield f"The study files differ: {', '.join(changed[:_MAX_LINES])}{', …' * (len(changed) > _MAX_LINES)}."
