@@ -488,6 +488,7 @@ ASKED = {"from": "human", "value": "What color is it?"}
         ({"conversations": [ASKED, {**ANSWER, "loss": True, "weight": 0}]}, "loss and weight contradict each other"),
         ({"conversations": [ASKED, ANSWER], "loss": False}, "loss: the row is not to be trained"),
         ({"conversations": [ASKED, ANSWER], "weight": 0}, "weight: the row is not to be trained"),
+        ({"conversations": [ASKED, ANSWER], "train": 0}, "train: the row is not to be trained"),
         ({"conversations": [ASKED, ANSWER], "loss": 1.25}, [True]),  # a number of another kind
         ({"conversations": [ASKED, ANSWER], "image": "a.png", "images": ["b.png"]}, "name different images"),
         ({"conversations": [ASKED, ANSWER], "image": "a.png", "images": ["a.png"]}, [True]),
