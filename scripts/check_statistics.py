@@ -32,11 +32,12 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.report.differences import compare_models
-from benchmarks.report.scores import pool_training_noise, with_spreads
-from benchmarks.report.table import Cell, Table
+from benchmarks.report.scores import model_spreads, with_noise, with_spreads
+from benchmarks.report.table import Cell, Place, Table
 from benchmarks.report.table import Column as TableColumn
-from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
-from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
+from benchmarks.results.baselines import gain_scores
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.measure import ItemTable, with_gallery
 from benchmarks.results.noise import (
     Estimate,
     Scores,
@@ -52,6 +53,7 @@ from benchmarks.results.statistics import (
     LEVEL,
     average_difference,
     compare,
+    compare_with_zero,
     holm_correction,
     image_scores,
     scores_interval,
@@ -266,31 +268,36 @@ def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Ta
         TableColumn(benchmark=str(number), metric="x", label="x", scale=1.0, higher_is_better=True)
         for number in range(len(columns))
     )
+    lines: list[list[Cell]] = []
     for column, models in zip(shown, scores, strict=True):
+        cells = list[Cell]()
         for name, place in zip(names, places, strict=True):
             result: Any = SimpleNamespace(path=str(place), model={"hash": str(place)})
             model = models[place]
             by_seed = dict[int | None, float](enumerate(model.values.tolist())) if world.seeds > 1 else {}
-            column.cells.append(
+            cells.append(
                 Cell(row=name, column=column, value=model.value, by_seed=by_seed, results=(result,), evidence=model,
                      ci_low=model.value, ci_high=model.value)  # scores without an interval are not tested
             )  # fmt: skip
-    spreads: dict[tuple[str, ...], float] = {}
-    pool_training_noise(shown, spreads)
-    for column in shown:
-        cells = with_spreads(column.cells, spreads)
-        column.cells = [cell for cell, place in zip(cells, places, strict=True) if place < world.models]
+        lines.append(with_noise(cells))
+    spreads = model_spreads(lines)
+    kept = [
+        cell
+        for cells in lines
+        for cell, place in zip(with_spreads(cells, spreads), places, strict=True)
+        if place < world.models
+    ]
     rows = tuple(
         RowRecord(name=name, encoder=str(place), baseline=f"0 {name.split()[1]}" if place else None)
         for name, place in zip(names, places, strict=True)
         if place < world.models
     )
-    return Table(rows=rows, columns=shown, scores=[cell for column in shown for cell in column.cells]), columns
+    return Table(rows=rows, columns=shown, scores=kept), columns
 
 
-def corrected(table: Table, *, all_pairs: bool) -> dict[frozenset[Cell], float]:
+def corrected(table: Table, *, all_pairs: bool) -> dict[frozenset[Place], float]:
     """Pair → corrected p-value of the tests of a report."""
-    compare_models([table], NoItems(), all_pairs=all_pairs)
+    (table,) = compare_models([table], NoItems(), all_pairs=all_pairs)
     return {pair: difference.p_adjusted for pair, difference in table.tested.items()}
 
 
@@ -308,7 +315,7 @@ def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = Fals
         table, columns = simulated_table(world, rng)
         for shown, column in zip(table.columns, columns, strict=True):
             if len(scores) < 20 * trials:
-                first, *_, last = shown.cells[: world.models]
+                first, *_, last = table.cells(shown)[: world.models]
                 interval = scores_interval(known(last), last.noise)
                 low, high = (math.nan if end is None else end for end in (interval.low, interval.high))
                 scores.append(low <= column.truth <= high)
@@ -415,8 +422,8 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
         table, _ = simulated_table(world, rng, gain * world.spread)
         for found, all_pairs in ((default, False), (every, True)):
             tests = corrected(table, all_pairs=all_pairs)
-            found += [p < LEVEL for pair, p in tests.items() if "0 0" in {cell.row for cell in pair}]
-        scores = [[known(cell) for cell in column.cells] for column in table.columns]
+            found += [p < LEVEL for pair, p in tests.items() if "0 0" in {row for row, _ in pair}]
+        scores = [[known(cell) for cell in table.cells(column)] for column in table.columns]
         alone = [float(stats.ttest_1samp(other.values - models[0].values, 0).pvalue)
                  for models in scores for other in models[1:]]  # fmt: skip
         students += [p_value < LEVEL for p_value in holm_correction(alone)]
@@ -443,13 +450,12 @@ def simulate_blind(world: World, trials: int, gain: float = 0.0, seed: int = 10)
     for _ in range(trials):
         column = Column(world, rng)
         sighted, *blind = (column.model(place, 0.0 if place else gain) for place in range(3))
-        gains = [gain_of(sighted, each) for each in blind]
+        gains = [gain_scores(sighted, each) for each in blind]
         noise = training_noise(gains)
-        found = [compare_with_blind(each, noise) for each in gains]
+        found = [compare_with_zero(each, noise) for each in gains]
         inside += [each.low <= gain <= each.high for each in found]
-        tested = [(each.value, each.p_value) for each in found]
-        one.append(is_credited(tested[:1], higher_is_better=True))
-        both.append(is_credited(tested, higher_is_better=True))
+        one.append(found[0].low > 0)
+        both.append(all(each.low > 0 for each in found))
     return FoundGains(float(np.mean(inside)), float(np.mean(one)), float(np.mean(both)))
 
 

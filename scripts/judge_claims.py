@@ -32,7 +32,8 @@ from benchmarks.report.figures import Figure, LegendEntry, Palette, render_svg
 from benchmarks.report.load_results import read_source
 from benchmarks.report.text_table import markdown_frame
 from benchmarks.results.formatting import commit_text
-from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.measure import ItemTable, with_gallery
 from benchmarks.results.noise import ALPHA, Scores, TrainingNoise, contrast_estimate, p_values, training_noise
 from benchmarks.results.result_types import BLOCKER
 from benchmarks.results.results import Result, read_items

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report.load_results import MissingValue, ReportSource
+from benchmarks.results.baselines import baseline_name, gain_name
 from benchmarks.results.noise import Scores, difference_estimate, p_values, training_noise
 from benchmarks.results.protocol import fingerprint
-from benchmarks.results.result_types import BlindScore
-from benchmarks.results.results import Result
+from benchmarks.results.results import Metric, Result
 from benchmarks.results.statistics import PairedDifference, compare, scores_interval
 from benchmarks.study.study_record import RowRecord
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
@@ -147,14 +147,20 @@ class World:
             aggregation="mean_of_scores" if label == "CIDEr" else "mean",
             **({"scale": 1.0, "most": 100.0} if label == "points" else {}),
         )
+        blind: dict[str, Metric] = {}
         levels = {"chance": {"hit": np.full(len(frame), 0.5)}} if chance and label == "accuracy" else {}
         metric = compute_metric(frame, spec, baselines=levels)
         if gain is not None and self.num_seeds == 1 and LABELS[label]:
-            blind = BlindScore(
-                value=metric.value - gain, sighted=metric.value, gain_low=None, gain_high=None,
-                p_value=0.001 if gain else 1.0, n=len(frame),
-            )  # fmt: skip
-            metric = dataclasses.replace(metric, blind={"blank": blind})
+            both = dataclasses.replace(
+                metric, aggregation=None, columns=(), ci_low=None, ci_high=None, condition="blank"
+            )
+            ends = (gain - 0.1, gain + 0.1)
+            blind = {
+                baseline_name("m", "blank"): dataclasses.replace(both, value=metric.value - gain, baseline_of="m"),
+                gain_name("m", "blank"): dataclasses.replace(
+                    both, value=gain, ci_low=ends[0], ci_high=ends[1], gain_of="m"
+                ),
+            }
         path = Path(f"/none/{row}/{benchmark}.json")
         self.frames[path] = frame
         protocol = {"benchmark": benchmark, "prompt": prompt}
@@ -162,7 +168,8 @@ class World:
         return Result(
             model_name=row, benchmark=benchmark, status="ok",
             benchmark_type="mllm" if gain is not None else "retrieval",
-            model={"path": f"encoders/{row}", "hash": digest}, metrics={"m": metric}, primary=("m",), protocol=protocol,
+            model={"path": f"encoders/{row}", "hash": digest}, metrics={"m": metric, **blind}, primary=("m",),
+            protocol=protocol,
             fingerprint=fingerprint(protocol), items="items", path=path,
         )  # fmt: skip
 
@@ -332,8 +339,9 @@ class Truth:
     def credited(self, model: str, benchmark: str) -> bool | None:
         result = next(each for (row, name), each in self.world.outcomes.items()
                       if row.split(" ")[0] == model and name == benchmark and isinstance(each, Result))  # fmt: skip
-        blind = result.metrics["m"].blind
-        return blind["blank"].p_value < 0.05 if blind and self.ranked(benchmark) else None
+        gain = result.metrics.get(gain_name("m", "blank"))
+        known = gain is not None and self.ranked(benchmark) and self.has_interval(model, benchmark)
+        return (gain.ci_low or 0.0) > 0 if gain and known else None
 
 
 def holm(raw: dict[tuple[str, Pair], float]) -> dict[tuple[str, Pair], float]:

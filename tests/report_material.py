@@ -14,7 +14,7 @@ from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import Result, write_result
-from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec, compute_metric
+from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec, blind_metrics, compute_metric
 from benchmarks.tasks.mllm.unread import UNREAD_SPEC
 from clips.core.artifact import directory_hash
 
@@ -79,7 +79,12 @@ PRIMARY = {"retrieval": ("t2i_r1", "t2i_r5"), "pope": ("accuracy",), "gqa": ("ex
 
 def _unread_metrics(items: pd.DataFrame) -> dict[str, MetricSpec]:
     """The metrics of answers that were not read, if the items have such a column."""
-    wrong = MetricSpec(label="exact match, unread answers as wrong", columns=("hit_unread_wrong",))
+    wrong = MetricSpec(
+        label="exact match, unread answers as wrong",
+        columns=("hit_unread_wrong",),
+        baseline_of="exact_match",
+        condition="unread_wrong",
+    )
     known = {"unread": UNREAD_SPEC, "exact_match_unread_wrong": wrong}
     return {name: spec for name, spec in known.items() if set(spec.columns) <= set(items)}
 
@@ -102,6 +107,10 @@ def put_result(
     measured = {"path": f"encoders/{row}", "hash": digest}
     if model is not None:
         measured = {"path": str(model), "hash": directory_hash(model)}
+    metrics = {
+        name: compute_metric(items, spec, baselines=blind or {})
+        for name, spec in (METRICS.get(benchmark, METRICS["gqa"]) | _unread_metrics(items)).items()
+    }
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}
     result = Result(
         model_name=row,
@@ -109,10 +118,7 @@ def put_result(
         benchmark_type="retrieval" if benchmark == "retrieval" else "mllm",
         status="ok",
         model=measured,
-        metrics={
-            name: compute_metric(items, spec, baselines=blind or {})
-            for name, spec in (METRICS.get(benchmark, METRICS["gqa"]) | _unread_metrics(items)).items()
-        },
+        metrics=metrics | blind_metrics(items, metrics),
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),
         protocol=stated,
         fingerprint=fingerprint(stated),

@@ -413,6 +413,12 @@ class Reader:
             assert numbers
             assert all(cell.ci_low is not None and cell.ci_low <= 50 and not cell.group for cell in numbers)
 
+    def none_credited(self, names: str) -> None:
+        for title in listed(names):
+            models = [model for model, name in self.truth.measured if self.truth.title(name) == title]
+            assert models
+            assert not any(self.truth.credited(model, self.titles[title]) is not False for model in models)
+
     def _with_chance(self) -> list[str]:
         return [self.truth.title(column.benchmark) for column in self.table.columns if column.chance_levels]
 
@@ -475,6 +481,7 @@ READERS: list[tuple[str, Callable[..., None]]] = [
      r"without an interval, .*\.", Reader.highest_average),
     (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
     (r"No model is significantly above chance on (?P<names>.+)\.", Reader.below_chance),
+    (r"No score is credited to the images on (?P<names>.+)\.", Reader.none_credited),
 ]  # fmt: skip
 
 
@@ -539,6 +546,6 @@ def check_comparison(world: World) -> None:
             verdicts[name] = "not credited"
         else:
             verdicts[name] = "better" if better else "worse"
-    tested = [column.cells[0] for column in table.columns if column.cells[0].delta]
+    tested = [table.cells(column)[0] for column in table.columns if table.cells(column)[0].delta]
     assert {cell.column.benchmark: cell.delta.verdict for cell in tested if cell.delta} == verdicts
-    assert not any(cell.delta for column in table.columns for cell in column.cells[1:])
+    assert not any(cell.delta for column in table.columns for cell in table.cells(column)[1:])

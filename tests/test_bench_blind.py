@@ -15,12 +15,15 @@ from bench_layouts import winoground
 from PIL import Image
 
 from benchmarks.analysis.diff_command import explain
-from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns, is_credited
+from benchmarks.results.baselines import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns
+from benchmarks.results.measure import measure
+from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.protocol import ranked_together
 from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.results.statistics import compare_with_zero, wilson_interval
 from benchmarks.tasks.blind import blank_images, draw_sample, mean_color, other_images
 from benchmarks.tasks.eval_model import LmmsModel
-from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.evaluation import MetricSpec, blind_metrics, compute_metric
 from benchmarks.tasks.mllm.items import image_hash_name
 from benchmarks.tasks.registry import BenchmarkConfig, configure
 from clips.errors import UserError
@@ -70,8 +73,8 @@ def test_answers_without_the_image_are_stored_with_their_items(places, tmp_path,
     assert drawn["sighted:correct"].tolist() == drawn["correct"].tolist() == [1.0] * 6
     assert drawn["blank:prediction"].tolist() == ["no"] * 6
     assert drawn["blank:correct"].tolist() == [1.0, 0.0] * 3 if drawn["target"].iloc[0] == "no" else [0.0, 1.0] * 3
-    score = found.metrics["pope_accuracy"].blind["blank"]
-    assert (score.sighted, score.value, score.n) == (1.0, 0.5, 6)
+    blank, gain = (found.metrics[f"pope_accuracy_{name}"] for name in ("blank", "over_blank"))
+    assert (blank.value, blank.n, gain.value, gain.n, gain.clusters) == (0.5, 6, 0.5, 6, 3)
     assert items.loc[~items[IN_BLIND_RUN], "blank:correct"].isna().all()
     assert looking.count(None) == 6
     shuffled = looking[-6:]
@@ -79,7 +82,7 @@ def test_answers_without_the_image_are_stored_with_their_items(places, tmp_path,
     assert all(other is not None and other != number for other, number in zip(shuffled, own, strict=True))
     assert len(set(zip(own, shuffled, strict=True))) == 3  # one other image for all questions about an image
     plain = world.measure(tmp_path / "plain", dataclasses.replace(config, blind=()), llava=places / "llava")
-    assert {name: dataclasses.replace(each, blind={}) for name, each in found.metrics.items()} == plain.metrics
+    assert {name: each for name, each in found.metrics.items() if not each.condition} == plain.metrics
     assert ranked_together(plain.protocol, found.protocol)
     assert plain.key != found.key
     lines = list(explain(plain, found))
@@ -94,20 +97,20 @@ def test_captions_are_scored_on_the_same_items_alone(places, tmp_path, looking):
     items = read_items(found)
     drawn = items[items[IN_BLIND_RUN]]
     assert not np.allclose(drawn["sighted:cider"], drawn["cider"])
-    score = found.metrics["nocaps_CIDEr"].blind["shuffled"]
-    assert score.sighted == pytest.approx(drawn["sighted:cider"].mean())
-    assert score.value == pytest.approx(drawn["shuffled:cider"].mean())
-    assert score.sighted > score.value
+    shuffled, gain = (found.metrics[f"nocaps_CIDEr_{name}"] for name in ("shuffled", "over_shuffled"))
+    assert shuffled.value == pytest.approx(drawn["shuffled:cider"].mean())
+    assert gain.value == pytest.approx(drawn["sighted:cider"].mean() - shuffled.value)
+    assert gain.value > 0
 
 
 def test_pairs_and_several_images(places, tmp_path, looking):
     of_first = dataclasses.replace(_config(places, "mme"), name="first", task="mme", limit=8)
     configs = (_config(places, "mme"), _config(places, "mmmu_val", blind_items=1.0), of_first)
     mme, mmmu, first = world.measure(tmp_path, *configs, llava=places / "llava")
-    assert (first.metrics["mme_total"].n, first.metrics["mme_total"].blind["blank"].n) == (4, 2)
-    points = mme.metrics["mme_total"].blind["blank"]
-    assert (points.sighted, points.value) == (400.0, 100.0)  # half of each pair is right, never both
-    assert mmmu.metrics["mmmu_acc"].blind["shuffled"].n == 12
+    assert (first.metrics["mme_total"].n, first.metrics["mme_total_blank"].n) == (4, 2)
+    assert mme.metrics["mme_total_blank"].value == 100.0  # half of each pair is right, never both
+    assert mme.metrics["mme_total_over_blank"].value == 300.0
+    assert mmmu.metrics["mmmu_acc_over_shuffled"].n == 12
 
 
 def test_a_real_model_gets_the_images_of_the_run(places, tmp_path):
@@ -145,10 +148,12 @@ def test_pairs_of_captions_without_their_image(places, tmp_path, task):
     assert len(drawn) == len(items) // 2
     assert drawn["sighted:score"].tolist() == drawn["score"].tolist()
     if task == "winoground_likelihood":  # equal images win by chance
-        assert found.metrics["image_score"].blind["blank"].value == 0.25
+        assert found.metrics["image_score_blank"].value == 0.25
     for kind in BLIND_KINDS:
-        score = found.metrics[found.primary[0]].blind[kind]
-        assert (score.sighted, score.value) == (drawn["sighted:score"].mean(), drawn[f"{kind}:score"].mean())
+        baseline = found.metrics[f"{found.primary[0]}_{kind}"]
+        assert baseline.value == drawn[f"{kind}:score"].mean()
+        gain = found.metrics[f"{found.primary[0]}_over_{kind}"]
+        assert gain.value == drawn["sighted:score"].mean() - baseline.value
 
 
 def test_the_sample_is_a_derangement_of_whole_images():
@@ -201,45 +206,73 @@ def test_the_gain_by_hand():
     """Fifteen questions of 40 need the image, and five are answered better without."""
     sighted = [1.0] * 15 + [0.0] * 5 + [1.0] * 10 + [0.0] * 10
     blank = [0.0] * 15 + [1.0] * 5 + [1.0] * 10 + [0.0] * 10
-    metric = compute_metric(_items(sighted, blank), MetricSpec(label="accuracy", columns=("correct",)))
-    score = metric.blind["blank"]
-    assert (metric.n, score.n, score.sighted, score.value) == (45, 40, 25 / 40, 15 / 40)
+    items = _items(sighted, blank)
+    metric = compute_metric(items, MetricSpec(label="accuracy", columns=("correct",)))
+    found = blind_metrics(items, {"accuracy": metric})
+    assert found.keys() == {"accuracy_blank", "accuracy_over_blank"}
+    baseline, gain = found.values()
+    assert (metric.n, baseline.n, baseline.value, gain.value) == (45, 40, 15 / 40, 10 / 40)
+    assert (baseline.ci_low, baseline.ci_high) == pytest.approx(wilson_interval(15, 40), abs=0.01)
     differences = np.subtract(sighted, blank)
     t = differences.mean() / (differences.std(ddof=1) / np.sqrt(40))
     assert 2 < t < 2.6
-    assert 0.02 < score.p_value < 0.05
-    assert score.gain_low is not None
-    assert 0 < score.gain_low < 0.25 < (score.gain_high or 0)
-    assert "shuffled" not in metric.blind
+    tested = compare_with_zero(measure(items, gain, most=1.0).evidence, TrainingNoise())
+    assert 0.02 < tested.p_value < 0.05
+    assert (gain.ci_low, gain.ci_high) == (tested.low, tested.high)
+    assert 0 < tested.low < 0.25 < tested.high
 
 
-@pytest.mark.parametrize(
-    ("gains", "higher", "credited"),
-    [
-        ([(0.1, 0.01), (0.2, 0.001)], True, True),
-        ([(0.1, 0.01), (0.2, 0.2)], True, False),
-        ([(-0.1, 0.001)], True, False),
-        ([(-0.1, 0.001)], False, True),
-    ],
-)
-def test_a_score_is_credited_if_it_is_above_every_blind_run(gains, higher, credited):
-    assert is_credited(gains, higher_is_better=higher) is credited
-
-
-def test_a_result_whose_blind_scores_contradict_its_items_is_rejected(places, tmp_path, looking):
+def test_a_result_whose_gains_contradict_its_items_is_rejected(places, tmp_path, looking):
     world.measure(tmp_path, _config(places, "pope"), llava=places / "llava")
     path = result_path(tmp_path, "row", "pope")
     content = json.loads(path.read_text())
-    for changes, said in (
-        ({"value": 0.1}, r"metrics\.pope_accuracy\.blind\.blank\.value: expected 0\.5, as its items give, got 0\.1"),
-        ({"n": 7}, r"blind\.blank\.n: expected 6, as its items have, got 7"),
-        ({"p_value": 2.0}, r"blind\.blank\.p_value: expected a number from 0 to 1, got 2"),
+    for name, changes, said in (
+        ("blank", {"value": 0.1}, r"metrics\.pope_accuracy_blank\.value: expected 0\.5, as its items give, got 0\.1"),
+        ("over_blank", {"n": 7}, r"pope_accuracy_over_blank\.n: expected 6, as its items have, got 7"),
+        (
+            "over_blank",
+            {"value": 0.4, "ci_low": 0.1, "ci_high": 0.9},
+            r"over_blank\.value: expected 0\.5, as its items",
+        ),
+        ("over_blank", {"condition": "dark"}, r"condition: expected one of blank, .*, got 'dark'"),
     ):
         wrong = json.loads(json.dumps(content))
-        wrong["metrics"]["pope_accuracy"]["blind"]["blank"] |= changes
+        wrong["metrics"][f"pope_accuracy_{name}"] |= changes
         path.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=said):
             read_result(path)
+
+
+def test_a_file_of_the_schema_before_has_the_same_metrics(places, tmp_path, looking):
+    """Its metrics had their scores without the image inside; it is neither refused nor evaluated again."""
+    config = _config(places, "pope")
+    now = world.measure(tmp_path, config, llava=places / "llava")
+    path = result_path(tmp_path, "row", "pope")
+    content = json.loads(path.read_text())
+    before = {name: each for name, each in content["metrics"].items() if not each["condition"]}
+    for name, each in before.items():
+        each["blind"] = {}
+        for field in ("minus", "baseline_of", "gain_of", "condition"):
+            del each[field]
+        for kind in BLIND_KINDS:
+            if gain := content["metrics"].get(f"{name}_over_{kind}"):
+                value = content["metrics"][f"{name}_{kind}"]["value"]
+                numbers = {"value": value, "sighted": value + gain["value"], "n": gain["n"], "p_value": 0.5}
+                each["blind"][kind] = numbers | {"gain_low": gain["ci_low"], "gain_high": gain["ci_high"]}
+    path.write_text(json.dumps(content | {"schema": 6, "metrics": before}))
+    then = read_result(path)
+    assert then.metrics.keys() == now.metrics.keys()
+    for name, each in then.metrics.items():
+        known = now.metrics[name]
+        assert (each.value, each.n, each.columns, each.minus, each.baseline_of, each.gain_of, each.condition) == (
+            pytest.approx(known.value), known.n, known.columns, known.minus, known.baseline_of, known.gain_of,
+            known.condition,
+        )  # fmt: skip
+        if each.gain_of:
+            assert (each.ci_low, each.ci_high) == (known.ci_low, known.ci_high)
+    asked = len(looking)
+    assert world.measure(tmp_path, config, llava=places / "llava").metrics == then.metrics
+    assert len(looking) == asked
 
 
 def test_models_that_have_no_blind_runs(places, tmp_path):

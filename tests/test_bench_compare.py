@@ -23,7 +23,9 @@ def report_of(first: Path, second: Path, **more: object):  # type: ignore[no-unt
 
 def cells_of(report):  # type: ignore[no-untyped-def]
     return {
-        (cell.row, column.benchmark, column.metric): cell for column in report.table.columns for cell in column.cells
+        (cell.row, column.benchmark, column.metric): cell
+        for column in report.table.columns
+        for cell in report.table.cells(column)
     }
 
 

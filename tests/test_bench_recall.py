@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.results.item_scores import ItemTable, with_gallery
+from benchmarks.results.measure import ItemTable, with_gallery
 from benchmarks.results.noise import TrainingNoise, difference_estimate, metric_estimate
 from benchmarks.results.result_types import BLOCKER
 from benchmarks.results.statistics import image_scores, scores_interval

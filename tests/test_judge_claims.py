@@ -202,13 +202,14 @@ def test_an_exported_study_has_the_intervals_of_its_report(tmp_path, monkeypatch
     assert {*lines["minutes"]} == {0.1} or {*lines["minutes"]} == {0.2}
     column = judge_claims.read_study(tmp_path / "scores", "made")["retrieval", "t2i_r1"]
     assert column.seeds == {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 1)}
-    expected = build_report(study).table.columns[0]
-    for cell in expected.cells:
+    table = build_report(study).table
+    expected = table.cells(table.columns[0])
+    for cell in expected:
         ours = judge_claims.scores_interval(column.scores[cell.row], column.noise)
         assert (100 * ours.low, 100 * ours.high) == pytest.approx((cell.ci_low, cell.ci_high), abs=1e-6)
     claim = dataclasses.replace(CLAIM, benchmark="retrieval")
     found = judge_claims.judge([claim], {"made": {("retrieval", "t2i_r1"): column}}).iloc[0]
-    delta = next(found for cell, found in expected.deltas.items() if cell.row == "a")
+    delta = next(cell.delta for cell in expected if cell.row == "a")
     assert found["estimate"] == f"{delta.value:+.1f} [{delta.ci_low:+.1f}, {delta.ci_high:+.1f}]"
     assert found["verdict"] == "reproduced"
 

@@ -337,8 +337,8 @@ def test_marks_by_rank_are_those_of_the_field(tmp_path: Path) -> None:
         (line,) = (line for line in text.splitlines() if line.startswith(f"{row} & "))
         expected = []
         for column in report.table.columns:
-            own = column.cells[place].value
-            rank = 1 + sum(cell.value > own for cell in column.cells)
+            own = report.table.cells(column)[place].value
+            rank = 1 + sum(cell.value > own for cell in report.table.cells(column))
             expected.append(marks[rank] % f"{own:.1f}")
         assert [each.strip() for each in line.split("&")][1:3] == expected
     assert "Bold: best; underlined: second best" in text
@@ -372,7 +372,7 @@ def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path
     assert len(parts) == {24: 6, 60: 4, 80: 2}[width]  # headers wrap between words
     texts = ["".join(re.sub(r"[^\w.]", "", line) for line in part) for part in parts]  # of names that wrap, too
     for column in report.table.columns:  # no number is lost
-        numbers = [each.number for each in column.cells]
+        numbers = [each.number for each in report.table.cells(column)]
         assert any(all(number in text for number in numbers if number != "—") for text in texts)
     for part in parts:  # each line with numbers belongs to a name
         body = part[part.index(next(line for line in part if line.startswith("┡"))) + 1 : -1]

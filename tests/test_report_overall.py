@@ -106,17 +106,17 @@ def test_the_seed_variance_of_an_average_is_that_of_its_seeds():
 def test_an_average_is_of_the_seeds_that_all_benchmarks_have():
     images = np.array([f"{place}" for place in range(50)], dtype=object)
     seeds = {"gqa": {0: 10.0, 1: 50.0, 2: 60.0}, "pope": {1: 70.0, 2: 90.0}}
-    columns = []
+    columns, cells = [], []
     for benchmark, values in seeds.items():
         column = Column(benchmark=benchmark, metric="m", label="accuracy", scale=100.0, higher_is_better=True)
         for row in ("a", "b"):
             numbers = {"values": np.array([*values.values()]) / 100, "enters": np.ones(50, bool), "trained": True}
             evidence = Scores(**numbers, influence=np.zeros((len(values), 50)), items=images, images=images)
             value = float(np.mean([*values.values()]))
-            column.cells.append(Cell(row=row, column=column, value=value, by_seed=values, evidence=evidence))
+            cells.append(Cell(row=row, column=column, value=value, by_seed=values, evidence=evidence))
         columns.append(column)
     rows = tuple(RowRecord(name=name, encoder=name) for name in ("a", "b"))
-    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), seeds=3))
+    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), scores=cells, seeds=3))
     assert overall.averages["a"].value == pytest.approx((50 + 60 + 70 + 90) / 4)
     assert overall.fewer_seeds == ("a", "b")
 
@@ -204,16 +204,16 @@ def test_averages_with_a_small_benchmark_cover_the_truth(items, right):
 
 
 def test_models_of_equal_means_share_their_rank():
-    columns = []
+    columns, cells = [], []
     for benchmark in ("gqa", "pope"):
         column = Column(benchmark=benchmark, metric="m", label="accuracy", scale=100.0, higher_is_better=True)
         for row, right in (("a", (89, 119, 119)), ("b", (109, 109, 109)), ("c", (80, 80, 80))):
             value = fmean(100 * (each / 200) for each in right)
-            column.cells.append(Cell(row=row, column=column, value=value))
-        assert column.cells[0].value != column.cells[1].value  # by a rounding error
+            cells.append(Cell(row=row, column=column, value=value))
+        assert cells[-3].value != cells[-2].value  # by a rounding error
         columns.append(column)
     rows = tuple(RowRecord(name=name, encoder=name) for name in ("a", "b", "c"))
-    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), seeds=3))
+    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), scores=cells, seeds=3))
     assert {row: rank.value for row, rank in overall.ranks.items()} == {"a": 1.5, "b": 1.5, "c": 3.0}
 
 

@@ -45,7 +45,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     built = build_report(study)
     (column,) = built.table.columns
     assert [row.name for row in built.table.rows] == ["pretrained", "whole", "part.block.8", "part.block.16"]
-    cell = column.cells[3]
+    cell = built.table.cells(column)[3]
     assert cell.value == pytest.approx(36)
     # over seeds 0, 5, 5 and 6 points, pooled: 4.6 with 8 degrees of freedom; nothing but luck makes images less than it
     pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
@@ -58,7 +58,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
     assert built.table.comparisons == 5  # three with the baseline and three with the best, of which one is both
     assert build_report(study, pairs="all").table.comparisons == 6
-    constant = column.cells[2].delta
+    constant = built.table.cells(column)[2].delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("and the seed variance" in remark for remark in built.notes)
@@ -203,9 +203,9 @@ def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):
     one, three = found.values()
     assert (len(one.rows), len(three.rows)) == (4, 12)
     assert three.comparisons == one.comparisons == 5
-    alone = {row.encoder: cell for row, cell in zip(one.rows, one.columns[0].cells, strict=True)}
+    alone = {row.encoder: cell for row, cell in zip(one.rows, one.cells(one.columns[0]), strict=True)}
     assert {cell.mark for cell in alone.values()} == {"", "best"}
-    for row, cell in zip(three.rows, three.columns[0].cells, strict=True):
+    for row, cell in zip(three.rows, three.cells(three.columns[0]), strict=True):
         same = alone[row.encoder]
         assert (cell.ci_low, cell.ci_high, cell.mark) == (same.ci_low, same.ci_high, same.mark)
         assert (cell.delta and cell.delta.p_adjusted) == (same.delta and same.delta.p_adjusted)
@@ -220,7 +220,7 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
     built = build_report(copied)
     outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
     assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
-    cell = built.table.columns[0].cells[1]
+    cell = built.table.cells(built.table.columns[0])[1]
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
@@ -282,7 +282,7 @@ def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(recipes_study: P
     }
     assert panel.slope is not None
     assert panel.slope.value == pytest.approx(25)
-    cells = built.table.columns[0].cells
+    cells = built.table.cells(built.table.columns[0])
     place = [cell.row for cell in cells].index("part.16 by long")
     cells[place] = dataclasses.replace(cells[place], group=1)  # measured otherwise, it is on no curve
     (panel,) = sweep_panels(built.source, built.table)

@@ -86,7 +86,7 @@ def test_the_differences_of_two_models_that_are_each_others_baseline_are_opposit
     baselines = {"clip": "clips", "clips": "clip"}
     rows = tuple(dataclasses.replace(row, baseline=baselines.get(row.name)) for row in source.rows)
     table = seed_tables(dataclasses.replace(source, rows=rows), items)[0]
-    compare_models([table], items)
+    (table,) = compare_models([table], items)
     deltas = {each.row: each.delta for each in table.scores if each.column.benchmark == "gqa" and each.delta}
     assert {*deltas} == {*baselines}
     one, other = deltas["clip"], deltas["clips"]
@@ -366,11 +366,15 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
     assert frame["chance"].fillna(-1).tolist() == [50, 50, 50, -1]
 
 
-def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, monkeypatch):
-    columns = {"CIDEr": ("own", True), "CIDEr_other_image": ("others", None), "CIDEr_over_other_image": ("gain", True)}
+def test_captions_are_credited_to_the_images_if_they_are_better_than_with_another_one(tmp_path, monkeypatch):
+    columns = {
+        "CIDEr": {"columns": ("own",)},
+        "CIDEr_other_image": {"columns": ("others",), "higher_is_better": None, "baseline_of": "CIDEr"},
+        "CIDEr_over_other_image": {"columns": ("gain",), "gain_of": "CIDEr"},
+    }
     specs = {
-        name: MetricSpec(label=name, columns=(column,), aggregation="mean_of_scores", higher_is_better=up)
-        for name, (column, up) in columns.items()
+        name: MetricSpec(label=name, aggregation="mean_of_scores", **how, condition="other_image" if at else "")
+        for at, (name, how) in enumerate(columns.items())
     }
     monkeypatch.setitem(METRICS, "recaption", specs)
     rng = np.random.default_rng(0)
@@ -386,31 +390,30 @@ def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, mon
 
     put("generic (seed 0)", 0.9, 1.0)
     alone = put("generic (seed 1)", 0.9, 1.0)
-    assert "No model is significantly above chance on recaption CIDEr." in alone.answer
+    assert "No score is credited to the images on recaption CIDEr." in alone.answer
     put("specific (seed 0)", 1.2, 0.1)
     report = put("specific (seed 1)", 1.05, 0.1)
-    assert "or is worse): generic (seed 0) and generic (seed 1) on recaption CIDEr." in text_of(report)
-    assert "chance" not in report.answer
+    assert "‡ generic (seed 1) on recaption CIDEr is not credited to the images" in text_of(report)
+    assert "credited" not in report.answer
     assert marks(report, "recaption")["specific (seed 0)"] == "best"
     difference = (
-        r"Chance on recaption CIDEr is each model's own .*: generic \(seed 0\) −\d+\.\d \[−.*; specific .* \+1\d\d"
+        r"Gain over blind on recaption CIDEr \(120 items\): generic \(seed 0\) −\d+\.\d \[−.*; specific .* \+1\d\d"
     )
     assert re.search(difference, text_of(report))
+    assert "other image: another sample's image and the same web caption" in text_of(report)
     assert "guessing" not in text_of(report)
 
     source, items = read_source(tmp_path), ItemScores()
     rows = tuple(dataclasses.replace(row, encoder=row.name[:-9], seed=int(row.name[-2])) for row in source.rows)
     source = dataclasses.replace(source, rows=rows)
     table, _ = mean_tables(seed_tables(source, items), source, items)
-    assert {cell.row: (len(cell.by_seed), cell.above_chance) for cell in table.scores} == {
+    assert {cell.row: (len(cell.by_seed), cell.credited) for cell in table.scores} == {
         "generic": (2, False),
         "specific": (2, True),
     }
     report = put("repeats", 0.9, 0.9)
-    of_chance = text_of(report).partition("Not significantly above chance")[2].partition(" contradict ")[0]
-    assert "generic (seed 0) and generic (seed 1) on recaption CIDEr." in of_chance
-    assert "repeats" not in of_chance  # a gain of exactly 0 has no interval
-    assert "repeats ±0.0 (no interval)" in text_of(report)
+    assert "repeats ±0.0 [—] over other image" in text_of(report)  # a gain of exactly 0 has no interval
+    assert "‡ repeats on recaption CIDEr is not credited to the images" in text_of(report)
 
 
 def test_a_failure_is_a_word_in_the_table_and_its_file_in_a_note(tmp_path):

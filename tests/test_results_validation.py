@@ -112,7 +112,7 @@ def judged(folder: Path, name: str, points: list[float], spec: MetricSpec, **cha
                     fingerprint=fingerprint(protocol))  # fmt: skip
     write_result(folder, result, items)
     edit(path, name, **changes)
-    return build_report(folder).table.columns[0].cells[0]
+    return build_report(folder).table.scores[0]
 
 
 @pytest.mark.parametrize("best", [0.0, 1.0, 1.5, 10.0])
@@ -191,7 +191,7 @@ def test_numbers_of_another_scale_do_not_stand_in_one_column(results):
     edit(results / "clips/pope.json", "accuracy", scale=1000.0)
     built = build_report(results)
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
-    gap = next(cell for cell in column.cells if cell.row == "clips").missing
+    gap = next(cell for cell in built.table.cells(column) if cell.row == "clips").missing
     assert gap is not None
     assert gap.reason == "scale: expected 100.0 as other models have, got 1000.0"
 
@@ -213,7 +213,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path):
         path = put_result(tmp_path / f"{scale:g}", "one", "pope", items_table(0.95, benchmark="pope"))
         edit(path, "accuracy", scale=scale, ci_low=None, ci_high=None)
         table = build_report(path.parents[1]).table
-        cell = next(column for column in table.columns if column.metric == "accuracy").cells[0]
+        cell = next(cell for cell in table.scores if cell.column.metric == "accuracy")
         ends[scale] = [cell.ci_low / scale, cell.ci_high / scale]
     assert ends[1.0] == pytest.approx(ends[100.0])
     assert ends[1000.0] == pytest.approx(ends[100.0])

@@ -103,7 +103,7 @@ def difference_frame(report: Report) -> pd.DataFrame:
         cell.delta
         for place, _ in enumerate(report.table.rows)
         for column in report.table.columns
-        if (cell := column.cells[place]).delta
+        if (cell := report.table.cells(column)[place]).delta
     ]
     return pd.DataFrame(
         [[each.number, each.interval, f"{each.p_adjusted:.2g}", each.detectable, each.verdict] for each in deltas],

@@ -16,12 +16,12 @@ def headline(table: Table) -> str:
     """The sentence on the model with most gains over its baseline, and on metrics without a model above chance."""
     withheld = [f"{cell.row} on {cell.column.title}" for cell in table.scores if cell.withheld]
     not_credited = (
-        "Not credited, because they are not significantly better than those of the same LLaVA without the image: "
+        "Not credited, because they are not significantly better than those of the same model without the image: "
         f"{join_or_count(withheld, 'scores')}."
         if withheld
         else ""
     )
-    return " ".join(filter(None, (_comparison(table), not_credited, _none_above_chance(table))))
+    return " ".join(filter(None, (_comparison(table), not_credited, _none_above_chance(table), _none_credited(table))))
 
 
 def _comparison(table: Table) -> str:
@@ -65,9 +65,9 @@ def _none_above_chance(table: Table) -> str:
     protocol than that of the chance level.
     """
     above = {
-        column: {cell.above_chance for cell in column.cells if cell.value is not None}
+        column: {cell.above_chance for cell in table.cells(column) if cell.value is not None}
         for column in table.columns
-        if (column.chance_levels or column.over_another_image) and column.ranked
+        if column.chance_levels and column.ranked
     }
     none_above = [title_with_baselines(column) for column, values in above.items() if values == {False}]
     if not none_above:
@@ -75,6 +75,15 @@ def _none_above_chance(table: Table) -> str:
     if len(none_above) == len(above) > 1:
         return "No model is significantly above chance on any metric with a known chance level."
     return f"No model is significantly above chance on {join_or_count(none_above, 'metrics')}."
+
+
+def _none_credited(table: Table) -> str:
+    """A sentence on the metrics on which no score is credited to the images; empty if there are none."""
+    credited = {
+        column: {cell.credited for cell in table.cells(column) if cell.value is not None} for column in table.columns
+    }
+    none = [column.title for column, values in credited.items() if values == {False}]
+    return f"No score is credited to the images on {join_or_count(none, 'metrics')}." if none else ""
 
 
 def _none_better(models: Sequence[_Tests]) -> str:
@@ -116,7 +125,7 @@ class _Tests:
             self.baseline = names[1 - names.index(row)]
         self.deltas, self.untested = dict[Cell, Difference](), list[Cell]()  # untested: both have a number
         for column in table.columns if self.baseline in names else ():
-            cell, base = (column.cells[names.index(name)] for name in (row, self.baseline))
+            cell, base = (table.cells(column)[names.index(name)] for name in (row, self.baseline))
             if found := table.difference(cell, base) if column.ranked else None:
                 self.deltas[cell] = found
             elif column.ranked and None not in (cell.value, base.value):
@@ -135,8 +144,8 @@ class _Tests:
         not_tested = f"; not tested on {_titles(self.untested)}" if self.untested else ""
         if not self.better and not self.worse and not self.uncredited:
             where = f"any of {len(self.cells)} metrics" if len(self.cells) > 1 else _titles(self.cells)
-            first = next(iter(self.deltas.values()))  # which no cell shows without a baseline
-            size = "" if first.cell.delta else f" ({first.number} [{first.interval}] on {first.cell.column.title})"
+            cell, first = next(iter(self.deltas.items()))  # which no cell shows without a baseline
+            size = "" if cell.delta else f" ({first.number} [{first.interval}] on {cell.column.title})"
             return f"{row} and {baseline} do not differ significantly on {where}{size}{not_tested}."
         parts = []
         if self.better:

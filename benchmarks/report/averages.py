@@ -25,7 +25,7 @@ from statistics import fmean
 from benchmarks.report.figures import FigureSet
 from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
-from benchmarks.results.item_scores import comparable
+from benchmarks.results.measure import comparable
 from benchmarks.results.noise import Scores, average_scores, p_values, training_noise
 from benchmarks.results.statistics import average_difference, holm_correction, scores_interval
 
@@ -157,7 +157,9 @@ def overall_scores(table: Table) -> tuple[Overall, ...]:
         if column.ranked:
             first.setdefault(column.benchmark, column)
     columns = [
-        column for column in first.values() if all(each.value is not None and not each.group for each in column.cells)
+        column
+        for column in first.values()
+        if all(each.value is not None and not each.group for each in table.cells(column))
     ]
     kinds = {of_llava: [column for column in columns if column.of_llava == of_llava] for of_llava in (False, True)}
     names = {False: " of the encoder", True: " of the LLaVA"} if all(kinds.values()) else {False: "", True: ""}
@@ -171,8 +173,10 @@ def overall_scores(table: Table) -> tuple[Overall, ...]:
 def _overall(table: Table, ranked: Sequence[Column], of: str) -> Overall:
     averaged = [column for column in ranked if is_ratio(column) and column.higher_is_better]
     averaged = averaged if len(averaged) >= _MIN_BENCHMARKS else []
-    cells = {row.name: [column.cells[place] for column in averaged] for place, row in enumerate(table.rows)}
-    without_interval = tuple(each.benchmark for each in averaged if any(cell.evidence is None for cell in each.cells))
+    cells = {row.name: [table.cells(column)[place] for column in averaged] for place, row in enumerate(table.rows)}
+    without_interval = tuple(
+        each.benchmark for each in averaged if any(cell.evidence is None for cell in table.cells(each))
+    )
     fewer_seeds, no_seed = [], []
     for row, own in cells.items() if averaged and not without_interval else ():
         seeds, common = _common_seeds(own)
@@ -182,7 +186,7 @@ def _overall(table: Table, ranked: Sequence[Column], of: str) -> Overall:
             fewer_seeds.append(row)
     averages, p_values = _averages(table, cells) if averaged else ({}, {})
     uncredited = {
-        row.name: tuple(column.benchmark for column in ranked if column.cells[place].credited is False)
+        row.name: tuple(column.benchmark for column in ranked if table.cells(column)[place].credited is False)
         for place, row in enumerate(table.rows)
     }
     return Overall(
@@ -272,14 +276,14 @@ def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
     Without a test of every pair, or an interval of every score, it has no interval.
     """
     values, lows, highs = [], [], []
-    known = all(cell.ci_low is not None for column in columns for cell in column.cells)
+    known = all(cell.ci_low is not None for column in columns for cell in table.cells(column))
     for column in columns:
-        own = column.cells[place]
+        own = table.cells(column)[place]
         sign = 1 if column.higher_is_better else -1
         gaps = [
             # a mean over seeds has a rounding error, which must not decide between equal models
             (sign * round((other.value or 0.0) - (own.value or 0.0), 9), table.differs(own, other) is True)
-            for other in column.cells
+            for other in table.cells(column)
             if other is not own
         ]
         values.append(1 + sum(gap > 0 for gap, _ in gaps) + sum(gap == 0 for gap, _ in gaps) / 2)

@@ -16,10 +16,9 @@ from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, LegendEn
 from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.scores import completed, mean_tables
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.results import statistics
 from benchmarks.results.formatting import join_with_and, shorten_name
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.results.results import columns_of
+from benchmarks.results.measure import value_of
 
 MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "different": "≠", "not significant": "≈"}
@@ -45,8 +44,7 @@ def category_tables(source: ReportSource, items: ItemScores) -> list[Table]:
     source = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in selected))
     seed_tables = [table for name in source.benchmarks if (table := _category_table(source, name, items)) is not None]
     tables = [mean_tables([table], source, items)[0] for table in seed_tables]
-    compare_models(tables, items, ranked=False)
-    return tables
+    return compare_models(tables, items, ranked=False)
 
 
 def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> Table | None:
@@ -82,20 +80,20 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
         )
         for name in names
     )
-    rows = tuple(row for row in source.rows if row.name in found)
+    rows, scores = tuple(row for row in source.rows if row.name in found), list[Cell]()
     for column in columns:
         cells = []
         for row in rows:
             result, own = results[row.name], found[row.name]
             metric, own = result.metrics[result.primary[0]], own[own["category"] == column.metric]
             value, n = math.nan, 0
-            if not own.empty and metric.aggregation is not None:
-                value = statistics.aggregate(metric.aggregation, columns_of(own, metric.columns), metric.columns)
+            if not own.empty:
+                value = value_of(own, metric)
                 n = int(own[metric.columns[0]].notna().sum())  # as in the main table
             known = None if math.isnan(value) else value * column.scale
             cells.append(Cell(row=row.name, column=column, rows=(row.name,), value=known, n=n, results=(result,)))
-        column.cells = completed(cells, items)
-    return Table(rows=rows, columns=columns, scores=[cell for column in columns for cell in column.cells])
+        scores += completed(cells, items)
+    return Table(rows=rows, columns=columns, scores=scores)
 
 
 def _figure(table: Table, colors: dict[str, int]) -> Figure:
@@ -103,7 +101,7 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
     significant = [
         f"{cell.row} {cell.delta.verdict} on {cell.column.metric}"
         for column in table.columns
-        for cell in column.cells
+        for cell in table.cells(column)
         if cell.delta and cell.delta.significant
     ]
     found = ""
@@ -114,7 +112,7 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
     def plot(axes: Any, palette: Palette) -> None:
         step = 0.72 / max(1, len(table.rows))
         for category, column in enumerate(table.columns):
-            for index, cell in enumerate(column.cells):
+            for index, cell in enumerate(table.cells(column)):
                 if cell.value is None:
                     continue
                 y = category + step * (index - (len(table.rows) - 1) / 2)
@@ -139,10 +137,10 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
         rows=tuple(
             (
                 column.metric,
-                str(max(cell.n for cell in column.cells)),
+                str(max(cell.n for cell in table.cells(column))),
                 *(
                     cell.score + (f" ({_SIGNS[cell.delta.verdict]} {cell.delta.number})" if cell.delta else "")
-                    for cell in column.cells
+                    for cell in table.cells(column)
                 ),
             )
             for column in table.columns

@@ -8,18 +8,35 @@ section, are corrected together (Holm); marks and differences use the corrected 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from benchmarks.report.table import ALPHA, Cell, Difference, RankMark, Table
-from benchmarks.results.item_scores import ItemScores, comparable
+from benchmarks.report.table import ALPHA, Cell, Difference, Place, RankMark, Table
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.measure import comparable
 from benchmarks.results.noise import Estimate, Scores, difference_estimate, p_values, training_noise
 from benchmarks.results.results import UNREAD
 from benchmarks.results.statistics import holm_correction
 
 Group = list[Cell]
-Pair = frozenset[Cell]
+Pair = frozenset[Place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTest:
+    """A pair of cells to test; ``candidates`` is the number of models of which the first one was chosen."""
+
+    cell: Cell
+    other: Cell
+    candidates: int = 2
+
+    @property
+    def key(self) -> frozenset[tuple[object, ...]]:
+        """The same for pairs of rows with the same results, which share a test."""
+        return frozenset({self.cell.key, self.other.key})
 
 
 def compare_models(
@@ -29,9 +46,8 @@ def compare_models(
     ranked: bool = True,
     all_pairs: bool = False,
     untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
-) -> None:
-    """Add to tables their differences from the baselines, marks, and tests. Cells with equal results are one model:
-    they are not tested against each other, and share their other tests.
+) -> list[Table]:
+    """The tables with their differences from the baselines, marks, and tests.
 
     Args:
         tables: one family of tests, corrected together.
@@ -40,59 +56,103 @@ def compare_models(
         all_pairs: test each pair of models of a ranked column.
         untested: (cell, baseline's cell) → whether to omit this test.
     """
-    first: dict[tuple[object, ...], Cell] = {}  # of the cells with the same results
+    sets = {table: [*_ranked_sets(table)] if ranked else [] for table in tables}
+    planned = [PlannedTest(cell=cell, other=base) for table in tables for cell, base in _baseline_pairs(table)]
+    planned = [test for test in planned if not untested(test.cell, test.other)]
+    for group in itertools.chain.from_iterable(itertools.chain.from_iterable(sets.values())):
+        planned += plan_tests(group, all_pairs=all_pairs)
+    tested, untestable = run_tests(planned, items)
+    comparisons = len({frozenset({each.cell.key, each.other.key}) for each in tested.values()})
+    found = []
     for table in tables:
-        for cell in itertools.chain.from_iterable(column.cells for column in table.columns):
-            first.setdefault(cell.key, cell)
-    planned = [pair for table in tables for pair in _baseline_pairs(table)]
-    groups = {table: [*_ranked_sets(table)] if ranked else [] for table in tables}
-    families = [(2, [pair for pair in planned if not untested(*pair)])]
-    for group in itertools.chain.from_iterable(itertools.chain.from_iterable(groups.values())):
-        if all_pairs:
-            families.append((2, [*itertools.combinations(group, 2)]))
-        else:
-            tops = [cell for cell in group if cell.key == group[0].key]
-            pairs = [(top, other) for top in tops for other in group if other is not top]
-            families.append((len({cell.key for cell in group}), pairs))
-    estimates: dict[Pair, Estimate] = {}
-    factors: dict[Pair, float] = {}
-    untestable: dict[Pair, tuple[Cell, Cell]] = {}
-    tests: dict[Pair, tuple[Pair, Cell, Cell]] = {}  # of the cells → of the first ones
-    for num_candidates, pairs in families:
-        for cell, other in pairs:
-            one, two = sorted((first[cell.key], first[other.key]), key=lambda each: each.row)
-            test = frozenset({one, two})
-            tests.setdefault(frozenset({cell, other}), (test, cell, other))
-            if one is two or test in untestable:
-                continue
-            if test not in estimates and one.evidence and two.evidence and comparable(one.evidence, two.evidence):
-                if one.ci_low is None or two.ci_low is None:
-                    untestable[test] = one, two
-                else:
-                    estimates[test] = difference_estimate(one.evidence, two.evidence, one.noise)
-            factors[test] = min(num_candidates / 2, factors.get(test, math.inf))
+        marks: dict[Place, RankMark] = {}
+        for group in itertools.chain.from_iterable(sets[table]):
+            marks |= rank_marks(group, tested)
+        deltas = {cell.place: _oriented(tested.get(pair_of(cell, base)), cell) for cell, base in _baseline_pairs(table)}
+        found.append(
+            dataclasses.replace(
+                table,
+                scores=[
+                    dataclasses.replace(cell, rank_mark=marks.get(cell.place, ""), delta=deltas.get(cell.place))
+                    for cell in table.scores
+                ],
+                comparisons=comparisons,
+                all_pairs=ranked and all_pairs,
+                tested=tested,
+                untestable=tuple(pair for pair in untestable if pair[0].column in table.columns),
+                other_items=tuple(groups for groups in sets[table] if len(groups) > 1),
+            )
+        )
+    return found
+
+
+def pair_of(cell: Cell, other: Cell) -> Pair:
+    """The key of their test in `Table.tested`."""
+    return frozenset({cell.place, other.place})
+
+
+def plan_tests(group: Group, *, all_pairs: bool) -> list[PlannedTest]:
+    """The tests of models with scores for the same items, best first: of all pairs, or of those with the top."""
+    if all_pairs:
+        return [PlannedTest(cell=cell, other=other) for cell, other in itertools.combinations(group, 2)]
+    candidates = len({cell.key for cell in group})
+    tops = [cell for cell in group if cell.key == group[0].key]
+    return [
+        PlannedTest(cell=top, other=other, candidates=candidates) for top in tops for other in group if other is not top
+    ]
+
+
+def run_tests(
+    planned: Sequence[PlannedTest], items: ItemScores
+) -> tuple[dict[Pair, Difference], list[tuple[Cell, Cell]]]:
+    """The differences of planned tests, Holm-corrected together; and the pairs of which one has no interval.
+
+    Cells with equal results are one model: they are not tested against each other, and share their other tests.
+    """
+    estimates: dict[object, Estimate] = {}
+    factors: dict[object, float] = {}
+    untestable: dict[object, tuple[Cell, Cell]] = {}
+    for test in planned:
+        cell, other = test.cell, test.other
+        if len(test.key) < 2 or not comparable(cell.evidence, other.evidence):
+            continue
+        if cell.ci_low is None or other.ci_low is None:
+            one, two = sorted((cell, other), key=lambda each: each.row)
+            untestable.setdefault(test.key, (one, two))
+        elif test.key not in estimates and cell.evidence and other.evidence:
+            estimates[test.key] = difference_estimate(cell.evidence, other.evidence, cell.noise)
+        factors[test.key] = min(test.candidates / 2, factors.get(test.key, math.inf))
     raw = p_values([*estimates.values()]).tolist()
-    corrected = holm_correction(
-        [min(1.0, factors[test] * p_value) for test, p_value in zip(estimates, raw, strict=True)]
-    )
-    by_test = dict(zip(estimates, corrected, strict=True))
+    weighted = [min(1.0, factors[key] * p_value) for key, p_value in zip(estimates, raw, strict=True)]
+    corrected = dict(zip(estimates, holm_correction(weighted), strict=True))
     tested: dict[Pair, Difference] = {}
     shares: dict[tuple[object, ...], Scores | None] = {}
-    for pair, (test, cell, other) in tests.items():
-        if test in by_test:
-            unread = _unread(cell, other, items, shares) if by_test[test] < ALPHA else {}
-            tested[pair] = Difference(cell=cell, other=other, p_adjusted=by_test[test], unread=unread)
-    for table in tables:
-        for group in itertools.chain.from_iterable(groups[table]):
-            _mark(group, tested)
-        table.comparisons = len(estimates)
-        table.all_pairs = ranked and all_pairs
-        table.tested = tested
-        for cell, base in _baseline_pairs(table):
-            if found := table.difference(cell, base):
-                cell.column.deltas[cell] = found
-        table.untestable = tuple(pair for pair in untestable.values() if pair[0].column in table.columns)
-        table.other_items = tuple(sets for sets in groups[table] if len(sets) > 1)
+    for test in planned:
+        pair = pair_of(test.cell, test.other)
+        if test.key in corrected and pair not in tested:
+            p_value = corrected[test.key]
+            unread = _unread(test.cell, test.other, items, shares) if p_value < ALPHA else {}
+            tested[pair] = Difference(cell=test.cell, other=test.other, p_adjusted=p_value, unread=unread)
+    return tested, [*untestable.values()]
+
+
+def rank_marks(group: Group, tested: Mapping[Pair, Difference]) -> dict[Place, RankMark]:
+    """The marks of models with scores for the same items, best first."""
+    top = group[0]
+    equal = [cell for cell in group if cell.key == top.key]
+    found = {cell: tested.get(pair_of(top, cell)) for cell in group if cell.key != top.key}
+    if top.above_chance is False or not any(difference and difference.significant for difference in found.values()):
+        return {}
+    tied = [cell for cell, difference in found.items() if difference and not difference.significant]
+    mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""
+    return {cell.place: mark for cell in [*equal, *tied]}
+
+
+def _oriented(found: Difference | None, cell: Cell) -> Difference | None:
+    """A difference as that of ``cell`` minus the other one."""
+    if found is None or found.cell.place == cell.place:
+        return found
+    return dataclasses.replace(found, cell=found.other, other=found.cell)
 
 
 def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:
@@ -100,7 +160,7 @@ def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:
     places = {row.name: place for place, row in enumerate(table.rows)}
     for place, row in enumerate(table.rows):
         for column in table.columns if row.baseline in places else ():
-            cell, base = column.cells[place], column.cells[places[row.baseline or ""]]
+            cell, base = table.cells(column)[place], table.cells(column)[places[row.baseline or ""]]
             if cell.value is not None and base.value is not None and cell.group == base.group:
                 yield cell, base
 
@@ -109,7 +169,7 @@ def _ranked_sets(table: Table) -> Iterator[list[Group]]:
     """For each ranked column and protocol the sets of cells with scores for the same items, best first."""
     for column in table.columns:
         sign = -1 if column.higher_is_better else 1
-        for group in column.groups() if column.ranked else ():
+        for group in _protocols(table.cells(column)) if column.ranked else ():
             sets: list[Group] = []
             # a mean over equal seeds has a rounding error, which must not decide between equal models
             for cell in sorted(group, key=lambda cell: sign * round(cell.value or 0.0, 9)):
@@ -118,15 +178,10 @@ def _ranked_sets(table: Table) -> Iterator[list[Group]]:
             yield sets
 
 
-def _mark(group: Group, tested: dict[Pair, Difference]) -> None:
-    top = group[0]
-    equal = [cell for cell in group if cell.key == top.key]
-    found = {cell: tested.get(frozenset({top, cell})) for cell in group if cell.key != top.key}
-    if top.above_chance is False or not any(difference and difference.significant for difference in found.values()):
-        return
-    tied = [cell for cell, difference in found.items() if difference and not difference.significant]
-    mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""
-    top.column.marks.update(dict.fromkeys([*equal, *tied], mark))
+def _protocols(cells: Iterable[Cell]) -> list[Group]:
+    """The cells with a number, by protocol."""
+    numbers = [cell for cell in cells if cell.value is not None]
+    return [[cell for cell in numbers if cell.group == group] for group in sorted({cell.group for cell in numbers})]
 
 
 def _unread(

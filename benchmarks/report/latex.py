@@ -156,7 +156,10 @@ def _texts(report: Report) -> list[list[str]]:
     """The texts of each column as printed, the models' names first."""
     columns = [[row.name for row in report.table.rows]]
     for column in report.table.columns:
-        texts = [cell.missing_label or " ".join([cell.number, *_cell_texts(report, cell)]) for cell in column.cells]
+        texts = [
+            cell.missing_label or " ".join([cell.number, *_cell_texts(report, cell)])
+            for cell in report.table.cells(column)
+        ]
         above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
         columns.append([above, column.label, *texts, *column.chance_lines, _short_count(column)])
     inline = report.latex.intervals == "inline"
@@ -213,7 +216,7 @@ def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:
     And whether it was tested against the top of its column without a significant difference.
     """
     column, better = cell.column, bool(cell.column.higher_is_better)
-    group = [each for each in column.cells if each.value is not None and each.group == cell.group]
+    group = [each for each in table.cells(column) if each.value is not None and each.group == cell.group]
     if cell.credited is False or not column.ranked or len(group) < 2:
         return "", False
     numbers = sorted({round(each.value or 0.0, column.places) for each in group}, reverse=better)

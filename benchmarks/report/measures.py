@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks.report.plots import sweep_panels
 from benchmarks.report.report import Report
-from benchmarks.report.table import BlindGain, Cell, Difference, Table
-from benchmarks.results.blind import BLIND_KINDS
+from benchmarks.report.table import Cell, Difference, Table
+from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.formatting import finite_or_none, strip_control_chars
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import CHANCE
@@ -82,16 +82,18 @@ def _gains(table: Table) -> Iterator[Measure]:
     if not any(cell.gains for cell in table.scores):
         return
 
-    def of(kind: str, get: Callable[[BlindGain], object]) -> Callable[[Cell], object]:
+    def of(kind: str, get: Callable[[Cell], object]) -> Callable[[Cell], object]:
         return lambda cell: get(cell.gains[kind]) if kind in cell.gains else None
 
     yield Measure(name="n_blind", value=lambda cell: next((each.n for each in [*cell.gains.values()][::-1]), None))
-    for kind in BLIND_KINDS:
-        yield Measure(name=kind, value=of(kind, lambda gain: gain.blind))
-        yield Measure(name=f"{kind}_gain", value=of(kind, lambda gain: gain.value))
-        yield Measure(name=f"{kind}_gain_ci_low", value=of(kind, lambda gain: finite_or_none(gain.ci_low)))
-        yield Measure(name=f"{kind}_gain_ci_high", value=of(kind, lambda gain: finite_or_none(gain.ci_high)))
-        yield Measure(name=f"{kind}_gain_p_value", value=of(kind, lambda gain: gain.p_value))
+    for kind in WITHOUT_IMAGE:
+        if any(kind in cell.gains for cell in table.scores):
+            yield Measure(name=kind, value=of(kind, lambda gain: gain.baseline))
+            yield Measure(name=f"{kind}_gain", value=of(kind, lambda gain: gain.value))
+            yield Measure(name=f"{kind}_gain_ci_low", value=of(kind, lambda gain: gain.ci_low))
+            yield Measure(name=f"{kind}_gain_ci_high", value=of(kind, lambda gain: gain.ci_high))
+            tested = of(kind, lambda gain: gain.against_zero and gain.against_zero.p_value)
+            yield Measure(name=f"{kind}_gain_p_value", value=tested)
     yield Measure(name="credited", value=lambda cell: cell.credited)
 
 
@@ -174,7 +176,7 @@ def score_frame(table: Table, model_ids: Mapping[str, str] | None = None) -> pd.
 
 
 def _by_row(table: Table) -> Iterator[Cell]:
-    return (column.cells[place] for place in range(len(table.rows)) for column in table.columns)
+    return (table.cells(column)[place] for place in range(len(table.rows)) for column in table.columns)
 
 
 def render_csv(report: Report) -> str:
@@ -243,7 +245,7 @@ def render_pairs(report: Report) -> str:
     """
     table, lines = report.table, []
     for column in table.columns if table.all_pairs else ():
-        numbers = [cell for cell in column.cells if column.ranked and cell.value is not None]
+        numbers = [cell for cell in table.cells(column) if column.ranked and cell.value is not None]
         numbers.sort(key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
         for cell, other in itertools.combinations(numbers, 2):
             if pair := table.difference(cell, other):

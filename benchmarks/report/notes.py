@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
+from benchmarks.results.baselines import CONDITION_NAMES, baseline_name
 from benchmarks.results.contradictions import contradictions
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
-    difference_ci_text,
     join_or_count,
     join_row_names,
     join_with_and,
     strip_control_chars,
 )
-from benchmarks.results.item_scores import comparable
+from benchmarks.results.measure import comparable
 from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.protocol import INPUT_PREFIX, has_known_scorer
@@ -163,8 +163,8 @@ def unread_differences(table: Table, cells: Iterable[Cell], others: Container[st
     apart = [each for each in table.differences if each.unread]
     for cell in cells:
         for each in apart:
-            pair = {each.cell: each.other, each.other: each.cell}
-            if cell in pair and pair[cell].row in others:
+            pair = {each.cell.place: each.other, each.other.place: each.cell}
+            if cell.place in pair and pair[cell.place].row in others:
                 shares = [f"{share:.1f} % of {row}" for row, share in each.unread.items()]
                 found[f"{join_with_and(shares)} on {cell.column.benchmark}"] = None
     return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
@@ -201,7 +201,7 @@ def _about_intervals(table: Table) -> Iterator[str]:
         yield " ".join(lines)
     unknown = []
     for column in table.columns if "included" in kinds else ():
-        numbers = [cell for cell in column.cells if cell.ci_low is not None]
+        numbers = [cell for cell in table.cells(column) if cell.ci_low is not None]
         rows = [cell.row for cell in numbers if cell.seed_variance == "unknown"]
         all_of_column = rows and not any(cell.seed_variance == "included" for cell in numbers)
         unknown += [column.title] if all_of_column else [f"{row} on {column.title}" for row in rows]
@@ -240,7 +240,7 @@ def _about_power(table: Table) -> Iterator[str]:
     """The minimum detectable differences: a difference that is not significant may still exist."""
     differences = []
     for column in table.columns:
-        values = [cell.delta.min_detectable for cell in column.cells if cell.delta]
+        values = [cell.delta.min_detectable for cell in table.cells(column) if cell.delta]
         known = sorted(filter(math.isfinite, values))
         if known and column.ranked:
             ends = " to ".join(dict.fromkeys(map(column.small_text, (known[0], known[-1]))))
@@ -269,27 +269,9 @@ def _about_chance(table: Table) -> Iterator[str]:
             "Chance is the score of guessing among the answers, computed from the same items"
             f"{f', with {others} where that scores higher' if others else ''}."
         )
-    for column in table.columns:
-        if gains := column.over_another_image:
-            texts = [
-                f"{cell.row} {gains.text(cell.value, sign=True)} "
-                + (
-                    "(no interval)"
-                    if cell.ci_low is None or cell.ci_high is None
-                    else f"[{difference_ci_text(cell.ci_low, cell.ci_high, gains.places)}]"
-                )
-                for cell in gains.cells
-                if cell.value is not None
-            ]
-            if texts:
-                yield (
-                    f"Chance on {column.title} is each model's own score with another image and the same web caption. "
-                    "The score minus that, with its 95 % interval, which is above 0 if the model is above chance: "
-                    f"{'; '.join(texts)}."
-                )
     by_model: dict[str, list[str]] = {}
     for column in table.columns:
-        for cell in column.cells:
+        for cell in table.cells(column):
             if cell.above_chance is False:
                 by_model.setdefault(cell.row, []).append(title_with_baselines(column))
     by_metrics: dict[tuple[str, ...], list[str]] = {}
@@ -304,55 +286,56 @@ def _about_chance(table: Table) -> Iterator[str]:
 
 
 def _about_gains(table: Table) -> Iterator[str]:
-    lines = []
+    lines, conditions = [], set[str]()
     for column in table.columns:
-        with_gain = [cell for cell in column.cells if cell.gains]
+        with_gain = [cell for cell in table.cells(column) if cell.gains]
         counts = sorted({gain.n for cell in with_gain for gain in cell.gains.values()})
         if counts:
             items = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
             texts = []
             for cell in with_gain:
+                conditions |= {*cell.gains}
                 gains = [
-                    f"{column.text(gain.value, sign=True)} "
-                    f"[{difference_ci_text(gain.ci_low, gain.ci_high, column.places)}] over {kind}"
+                    f"{column.text(gain.value, sign=True)} [{gain.signed_interval}] over {kind.replace('_', ' ')}"
                     for kind, gain in cell.gains.items()
                 ]
                 texts.append(f"{cell.row} {join_with_and(gains)}")
             lines.append(f"Gain over blind on {column.title} ({items} items): {'; '.join(texts)}.")
     if lines:
+        seen = "; ".join(
+            f"{kind.replace('_', ' ')}: {name}" for kind, name in CONDITION_NAMES.items() if kind in conditions
+        )
         yield (
-            "Gain over blind: the score minus that of the same LLaVA on the same questions without their image (blank: "
-            "an image of one color; shuffled: another item's image), with its 95 % interval, paired by image. A score "
-            "is credited to the images if the gain over each is significant (two-sided 5 %, not corrected for other "
-            "cells)."
+            f"Gain over blind: the score minus that of the same model on the same items without their image ({seen}), "
+            "with its 95 % interval, paired by image. A score is credited to the images if the gain over each is "
+            "significant (two-sided 5 %, not corrected for other cells)."
         )
         yield from lines
     for cell in table.scores:
         if cell.credited is False:
             column = cell.column
-            weak = [kind for kind, gain in cell.gains.items() if not gain.credits(column.higher_is_better)]
-            smallest = max((cell.gains[kind].min_detectable for kind in weak), default=math.nan)
+            weak = {kind: gain for kind, gain in cell.gains.items() if not gain.credits}
+            sizes = [gain.against_zero.min_detectable * column.scale for gain in weak.values() if gain.against_zero]
+            smallest = max(sizes, default=math.nan)
             number = column.small_text(smallest)
             power = f" These items detect a gain of {number} with power 0.8." if math.isfinite(smallest) else ""
+            where = join_with_and([CONDITION_NAMES[kind] for kind in weak])
             text = (
                 f"{UNCREDITED} {cell.row} on {column.title} is not credited to the images and has no mark: the score "
-                f"is not significantly better than with {join_with_and(weak)} images.{power}"
+                f"is not significantly better than with {where}.{power}"
             )
             yield Note.of("uncredited", text, [cell])
     for cell in table.scores:
-        stored = [result.metrics[cell.metric].blind for result in cell.results]
-        if cell.by_seed and not cell.gains and all(stored):
-            yield (
-                f"{cell.row} on {cell.column.title} has no gain over blind: the blind runs of its seeds do not cover "
-                "the same items, the items are missing, or the variance over the seeds is unknown."
-            )
+        unknown = {gain.no_interval: None for name, gain in cell.all_gains.items() if name not in cell.gains}
+        if unknown and cell.ci_low is not None:
+            yield f"{cell.row} on {cell.column.title} has no gain over blind: {join_with_and([*unknown])}."
 
 
 def _about_unread(table: Table) -> Iterator[str]:
     """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
     found: dict[str, list[str]] = {}  # share of a model's answers on a benchmark → scores that would differ
-    for cell in itertools.chain.from_iterable(column.cells for column in table.columns):
-        column, wrong_name = cell.column, f"{cell.metric}{UNREAD_WRONG}"
+    for cell in table.scores:
+        column, wrong_name = cell.column, baseline_name(cell.metric, UNREAD_WRONG)
         metrics = [each.metrics for each in cell.results if UNREAD in each.metrics]
         share = sum(each[UNREAD].value for each in metrics) / max(len(metrics), 1)
         if share <= MAX_UNREAD:
@@ -398,7 +381,7 @@ def column_components(table: Table) -> dict[Column, Components]:
     """
     found = {}
     for column in table.columns:
-        cells = [cell for cell in column.cells if cell.ci_low is not None and cell.group == 0]
+        cells = [cell for cell in table.cells(column) if cell.ci_low is not None and cell.group == 0]
         scores: dict[str, Scores] = {cell.row: cell.evidence for cell in cells if cell.evidence is not None}
         enough = MIN_VARIANCE_RATIO * max((each.image_variance for each in scores.values()), default=0.0)
         inside = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}
@@ -461,7 +444,7 @@ def _about_training(source: ReportSource) -> Iterator[str]:
 def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
     by_fault: dict[tuple[str, MissingValue], dict[str, list[Cell]]] = {}  # model, fault → benchmarks or metrics
     for column in seed_table.columns:
-        for cell in column.cells:
+        for cell in seed_table.cells(column):
             if cell.missing and cell.missing.reason not in {EXCLUDED_FROM_BENCHMARK, OTHER_KIND}:
                 no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
                 name = column.benchmark if no_result else column.title
@@ -499,7 +482,7 @@ def _about_parts(source: ReportSource) -> Iterator[str]:
 
 
 def _about_protocols(seed_table: Table) -> Iterator[Note]:
-    for cell in itertools.chain.from_iterable(column.cells for column in seed_table.columns):
+    for cell in seed_table.scores:
         if cell.protocol_differences:
             text = (
                 f"{cell.dagger} {cell.row} on {cell.column.title} was measured under different settings and is not "

@@ -26,7 +26,7 @@ from benchmarks.report.notes import PAGE
 from benchmarks.report.plots import forest_plots, gain_figures, length_figures, sweep_figures
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell
+from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import commit_text
 from clips.safe_text import jinja_finalize
 
@@ -149,6 +149,7 @@ def render_page(report: Report) -> str:
             notes=notes,
             unfolded_notes=_UNFOLDED_NOTES,
             note=note,
+            error_bar=functools.partial(error_bar, report.table),
             placed=[
                 (group, place == 0, column)
                 for group, (_, columns) in enumerate(report.table.benchmarks)
@@ -175,7 +176,6 @@ def _environment() -> jinja2.Environment:
     )
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
-        error_bar=error_bar,
         cell_texts=cell_texts,
         render_inline_svg=render_inline_svg,
         thumbnail=ImageDeduplicator().tag,
@@ -188,11 +188,12 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def error_bar(cell: Cell) -> tuple[float, float, float] | None:
+def error_bar(table: Table, cell: Cell) -> tuple[float, float, float] | None:
     """The ends of a cell's interval and its value on the common axis of its column, in per cent; None without one."""
     if cell.ci_low is None or cell.ci_high is None or cell.value is None:
         return None
-    low = min(each.ci_low for each in cell.column.cells if each.ci_low is not None)
-    span = max(each.ci_high for each in cell.column.cells if each.ci_high is not None) - low or 1.0
+    column = table.cells(cell.column)
+    low = min(each.ci_low for each in column if each.ci_low is not None)
+    span = max(each.ci_high for each in column if each.ci_high is not None) - low or 1.0
     start, end, value = (round(100 * (each - low) / span, 2) for each in (cell.ci_low, cell.ci_high, cell.value))
     return start, end, value

@@ -23,9 +23,9 @@ from benchmarks.report.figures import (
     safe_file_name,
 )
 from benchmarks.report.load_results import ReportSource
-from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
-from benchmarks.results.formatting import difference_ci_text, format_number, join_or_count, join_with_and, shorten_name
-from benchmarks.results.item_scores import comparable
+from benchmarks.report.table import UNCREDITED, Cell, Column, Table
+from benchmarks.results.formatting import format_number, join_or_count, join_with_and, shorten_name
+from benchmarks.results.measure import comparable
 from benchmarks.results.noise import contrast_estimate
 from benchmarks.study.study_record import FigureSpec
 from benchmarks.tasks.encoders.long_retrieval import WORD_LIMITS, metric_suffix
@@ -56,7 +56,7 @@ def forest_plots(table: Table) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     figures, note = [], ""
     for column in table.columns if table.baselines else ():
-        deltas = [cell.delta for cell in column.cells if cell.delta is not None]
+        deltas = [cell.delta for cell in table.cells(column) if cell.delta is not None]
         if not deltas or not column.ranked:
             continue
         deltas.sort(key=lambda delta: -delta.value)
@@ -98,17 +98,15 @@ def gain_figures(table: Table) -> FigureSet | None:
     """A figure for each ranked metric with blind runs; None without any."""
     figures = []
     for column in table.columns:
-        lines = [(cell, *each) for cell in column.cells for each in cell.gains.items()]
+        lines = [(cell, *each) for cell in table.cells(column) for each in cell.gains.items()]
         if not lines or not column.ranked:
             continue
-        text, better = column.text, column.higher_is_better
-        places = [
-            "not significant" if gain.p_value >= ALPHA else "better" if gain.credits(better) else "worse"
-            for *_, gain in lines
-        ]
-        points = [
-            (gain.value, gain.ci_low, gain.ci_high, place) for (*_, gain), place in zip(lines, places, strict=True)
-        ]
+        points = []
+        for *_, gain in lines:
+            value, low, high = (math.nan if each is None else each for each in (gain.value, gain.ci_low, gain.ci_high))
+            points.append(
+                (value, low, high, "better" if gain.credits else "worse" if low > 0 or high < 0 else "not significant")
+            )
         credited = list(dict.fromkeys(cell.row for cell, *_ in lines if cell.credited))
         names = join_or_count(credited or ["none"], "models")
         figures.append(
@@ -116,7 +114,7 @@ def gain_figures(table: Table) -> FigureSet | None:
                 name=safe_file_name("blind", column.key, column.metric),
                 title=column.title + column.arrow,
                 alt=f"Forest plot of the gain of the image on {column.title}: credited: {names}.",
-                plot=_plotter([f"{cell.row}, {kind}" for cell, kind, _ in lines], points),
+                plot=_plotter([f"{cell.row}, {kind.replace('_', ' ')}" for cell, kind, _ in lines], points),
                 x_label="gain over the score without the image",
                 headers=(
                     *("model", "without the image", "score", "score on these items", "gain", "95 % interval"),
@@ -124,9 +122,8 @@ def gain_figures(table: Table) -> FigureSet | None:
                 ),
                 rows=tuple(
                     (
-                        *(cell.row, kind, text(gain.blind), text(gain.sighted), text(gain.value, sign=True)),
-                        difference_ci_text(gain.ci_low, gain.ci_high, column.places),
-                        *(f"{gain.p_value:.2g}", f"{gain.n:,}"),
+                        *(cell.row, kind.replace("_", " "), *gain_texts(gain)),
+                        *(f"{gain.against_zero.p_value:.2g}" if gain.against_zero else "—", f"{gain.n:,}"),
                     )
                     for cell, kind, gain in lines
                 ),
@@ -135,6 +132,13 @@ def gain_figures(table: Table) -> FigureSet | None:
             )
         )
     return FigureSet(lead=_GAIN_LEAD, figures=tuple(figures)) if figures else None
+
+
+def gain_texts(gain: Cell) -> tuple[str, str, str, str]:
+    """The score without the image, with it on the same items, and the gain with its interval, as text."""
+    text, baseline, value = gain.column.text, gain.baseline, gain.value
+    sighted = None if baseline is None or value is None else baseline + value
+    return text(baseline), text(sighted), text(value, sign=True), gain.signed_interval
 
 
 def _plotter(names: Sequence[str], lines: Iterable[tuple[float, float, float, str]]) -> Any:
@@ -221,7 +225,9 @@ def sweep_panels(source: ReportSource, table: Table) -> list[SweepPanel]:
 
 
 def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> SweepPanel | None:
-    measured = [(row, cell) for row, cell in zip(table.rows, column.cells, strict=True) if cell.value is not None]
+    measured = [
+        (row, cell) for row, cell in zip(table.rows, table.cells(column), strict=True) if cell.value is not None
+    ]
     swept = [(row, cell) for row, cell in measured if row.sweep_name == figure.encoders]
     if not swept:
         return None
@@ -351,9 +357,10 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
     columns = {column.metric: column for column in table.columns if column.benchmark == benchmark}
     curves = []
     for index, row in enumerate(table.rows):
-        cells = {label: columns[metric].cells[index] for label, metric in metrics.items() if metric in columns}
+        cells = {label: table.cells(columns[metric])[index] for label, metric in metrics.items() if metric in columns}
         points = {label: cell for label, cell in cells.items() if cell.value is not None}
-        truncated = columns["captions_truncated"].cells[index].value if "captions_truncated" in columns else None
+        lost = columns.get("captions_truncated")
+        truncated = table.cells(lost)[index].value if lost else None
         if points:
             curves.append(
                 LengthCurve(

@@ -21,7 +21,7 @@ from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source, with_baseline
 from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
-from benchmarks.report.scores import mean_tables, seed_tables, set_gains
+from benchmarks.report.scores import mean_tables, seed_tables
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.study_record import Display
@@ -224,8 +224,9 @@ def build_report(
     items = ItemScores()
     of_seeds = seed_tables(source, items, also=keys)
     complete_table, details = mean_tables(of_seeds, source, items)
-    set_gains(complete_table, items)
-    compare_models([complete_table], items, ranked=ranked, all_pairs=pairs == "all", untested=untested)
+    (complete_table,) = compare_models(
+        [complete_table], items, ranked=ranked, all_pairs=pairs == "all", untested=untested
+    )
     if keys:
         source = dataclasses.replace(source, benchmarks=tuple(dict.fromkeys(benchmark for benchmark, _ in keys)))
     table, seed_table = (_with_columns(each, keys) for each in (complete_table, of_seeds[0]))

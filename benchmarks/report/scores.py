@@ -1,19 +1,19 @@
-"""The scores of a report from its results: a cell for each model and metric, with its interval and gain over blind.
+"""The scores of a report from its results: a frozen line (`Cell`) for each model and metric, made in steps.
 
-Rows that differ only in their seed become one row of means, with intervals over images and seeds. A score is *credited*
-to the images if its gain over every kind of blind run is significant (see `benchmarks.results.blind`).
+Facts of the results → influence of the images → training noise, pooled over the models of a column → intervals → gains
+over other conditions, which are lines themselves. Each step takes a list of lines and returns one. Rows that differ
+only in their seed become one row of means, with intervals over images and seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.report.load_results import MissingValue, ReportSource, measures_llava, missing_reason
-from benchmarks.report.table import BlindGain, Cell, Column, Table
-from benchmarks.results.blind import BLIND_KINDS, compare_with_blind, gain_of
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, TrainingNoise, training_noise
 from benchmarks.results.protocol import describe_differences
@@ -22,6 +22,9 @@ from benchmarks.results.statistics import ConfidenceInterval, scores_interval
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.tasks.listing import item_count_text
 
+Model = tuple[str, ...]
+"""Hashes of a model's trainings."""
+
 
 def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[str, str]] = ()) -> list[Table]:
     """The tables of the primary and of all metrics, a row for each seed; they share columns.
@@ -29,6 +32,7 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
     ``also`` are (benchmark, metric) of other metrics of the first table.
     """
     primary, every = list[Column](), list[Column]()
+    cells: dict[Column, list[Cell]] = {}
     for benchmark in source.benchmarks:
         outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
         # a study may restrict a benchmark to models that are omitted
@@ -41,23 +45,44 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
                 if name in result.metrics:
                     main.setdefault(name, []).append(result.metrics[name])
             for name, metric in result.metrics.items():
-                rest.setdefault(name, []).append(metric)
+                if metric.condition not in WITHOUT_IMAGE:  # these are parts of the score's own line
+                    rest.setdefault(name, []).append(metric)
         found = {name: _column(source, benchmark, name, metrics) for name, metrics in (rest | main).items()}
         if not main:
             key = source.benchmark_id(benchmark)
             found[""] = Column(
                 benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None, key=key
             )
-        for column in found.values():
-            column.cells = completed(_seed_cells(source, column), items)
-        if {"CIDEr", "CIDEr_over_other_image"} <= found.keys():  # of recaption
-            found["CIDEr"].over_another_image = found["CIDEr_over_other_image"]
+        for name, column in found.items():
+            own = completed(_seed_cells(source, column), items)
+            gains = _gain_columns(source, column) if name in main else ()
+            cells[column] = with_gains(own, [completed(_seed_cells(source, each), items) for each in gains])
         primary += [found[name] for name in main or [""]]
         every += [found[name] for name in rest]
     return [
-        Table(rows=source.rows, columns=tuple(columns), scores=[cell for each in columns for cell in each.cells])
+        Table(rows=source.rows, columns=tuple(columns), scores=[cell for each in columns for cell in cells[each]])
         for columns in (primary, every)
     ]
+
+
+def _gain_columns(source: ReportSource, column: Column) -> list[Column]:
+    """The columns of a metric's gains, one for each condition."""
+    found: dict[str, list[Metric]] = {}
+    for result in source.results(column.benchmark).values():
+        for name, metric in result.metrics.items():
+            if metric.gain_of == column.metric and metric.gain_of:
+                found.setdefault(name, []).append(metric)
+    return [_column(source, column.benchmark, name, metrics) for name, metrics in found.items()]
+
+
+def with_gains(cells: Sequence[Cell], gains: Iterable[Sequence[Cell]]) -> list[Cell]:
+    """The cells of a column with those of the columns of its gains."""
+    found = [dict[str, Cell]() for _ in cells]
+    for column in gains:
+        for place, gain in enumerate(column):
+            if gain.value is not None:
+                found[place][gain.results[0].metrics[gain.metric].condition] = gain
+    return [dataclasses.replace(cell, all_gains=own) if own else cell for cell, own in zip(cells, found, strict=True)]
 
 
 def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[Metric]) -> Column:
@@ -179,26 +204,37 @@ def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores
         base = by_name.get(compared.baseline or "", compared)
         baseline = compared.baseline and compared.baseline.removesuffix(f" (seed {base.seed})")
         rows.append(dataclasses.replace(group[0], name=group[0].model, seed=None, baseline=baseline))
-    spreads: dict[tuple[str, ...], float] = {}
-    columns: dict[Column, Column] = {}
-    means = []
-    for table in tables:  # the spreads of the first table stay, so that its numbers do
-        new = [column for column in table.columns if column not in columns]
+
+    def means(column: Column, cells: Sequence[Cell]) -> list[Cell]:
+        of_rows = [{each.seed: cells[places[each.name]] for each in group} for group in groups]
+        made = [_mean_cell(row.name, column, own, source) for row, own in zip(rows, of_rows, strict=True)]
+        return with_noise(_with_evidence(made, items))
+
+    spreads: dict[Model, float] = {}
+    cells: dict[Column, list[Cell]] = {}
+    found = []
+    for table in tables:
+        new = [column for column in table.columns if column not in cells]
+        cells |= {column: means(column, table.cells(column)) for column in new}
+        # the spreads of the first table stay, so that its numbers do
+        spreads = model_spreads([cells[column] for column in table.columns]) | spreads
         for column in new:
-            columns[column] = mean = dataclasses.replace(column, cells=[])
-            of_rows = [{each.seed: column.cells[places[each.name]] for each in group} for group in groups]
-            cells = [_mean_cell(row.name, mean, own, source) for row, own in zip(rows, of_rows, strict=True)]
-            mean.cells = _with_evidence(cells, items)
-        own = tuple(columns[column] for column in table.columns)
-        pool_training_noise(own, spreads)
-        for column in new:
-            columns[column].cells = _with_intervals(with_spreads(columns[column].cells, spreads), items)
-        scores = [column.cells[place] for place in range(len(rows)) for column in own]
+            whole = _with_intervals(with_spreads(cells[column], spreads), items)
+            of_seeds = table.cells(column)
+            conditions = dict.fromkeys(name for cell in of_seeds for name in cell.all_gains)
+            gains = [_seed_gains(of_seeds, name) for name in conditions]
+            gains = [_with_intervals(means(own[0].column, own), items) for own in gains]
+            cells[column] = with_gains(whole, gains)
+        scores = [cell for column in table.columns for cell in cells[column]]
         seeds = max((len(cell.by_seed) for cell in scores), default=0) or 1
-        means.append(Table(rows=tuple(rows), columns=own, scores=scores, seeds=seeds))
-    for column, mean in columns.items():
-        mean.over_another_image = column.over_another_image and columns[column.over_another_image]
-    return means
+        found.append(Table(rows=tuple(rows), columns=table.columns, scores=scores, seeds=seeds))
+    return found
+
+
+def _seed_gains(cells: Sequence[Cell], condition: str) -> list[Cell]:
+    """The gains of seeds in one condition; an empty cell where there is none."""
+    column = next(cell.all_gains[condition].column for cell in cells if condition in cell.all_gains)
+    return [cell.all_gains.get(condition, Cell(row=cell.row, column=column, rows=cell.rows)) for cell in cells]
 
 
 def _by_model(rows: Sequence[RowRecord]) -> dict[tuple[str | None, ...] | str, list[RowRecord]]:
@@ -244,67 +280,40 @@ def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], sourc
     )
 
 
-def pool_training_noise(columns: Iterable[Column], spreads: dict[tuple[str, ...], float]) -> None:
-    """Estimate the training noise of each column and protocol of means over seeds, from distinct results.
+def with_noise(cells: Sequence[Cell]) -> list[Cell]:
+    """The means of a column with the training noise of their protocol, pooled over distinct results."""
+    noise = {
+        group: training_noise([each.evidence for each in _distinct(cells, group) if each.evidence is not None])
+        for group in {cell.group for cell in cells if cell.value is not None}
+    }
+    return [cell if cell.value is None else dataclasses.replace(cell, noise=noise[cell.group]) for cell in cells]
 
-    Args:
-        columns: they get it.
-        spreads: model → how much its seeds differ, averaged over all columns; those of new models are added.
-    """
-    found: dict[tuple[str, ...], list[float]] = {}
-    for column in columns:
-        for group in column.groups():
-            distinct = {cell.key: (cell, cell.evidence) for cell in group if cell.by_seed and cell.evidence is not None}
-            noise = training_noise([evidence for _, evidence in distinct.values() if evidence is not None])
-            column.noise[group[0].group] = noise
-            for cell, evidence in distinct.values() if column.ranked else ():
-                spread = None if evidence is None else noise.relative_spread(evidence)
+
+def _distinct(cells: Iterable[Cell], group: int) -> Iterable[Cell]:
+    """The means of a protocol, once for rows with the same results."""
+    return {
+        cell.key: cell for cell in cells if cell.value is not None and cell.group == group and cell.by_seed
+    }.values()
+
+
+def model_spreads(columns: Iterable[Sequence[Cell]]) -> dict[Model, float]:
+    """Model → how much its seeds differ relative to those of all models, averaged over ranked columns with noise."""
+    found: dict[Model, list[float]] = {}
+    for cells in columns:
+        for group in sorted({cell.group for cell in cells if cell.column.ranked}):
+            for cell in _distinct(cells, group):
+                spread = None if cell.evidence is None else cell.noise.relative_spread(cell.evidence)
                 if spread is not None:
                     found.setdefault(_model(cell), []).append(spread)
-    for model, own in found.items():
-        spreads.setdefault(model, fmean(own))
+    return {model: fmean(own) for model, own in found.items()}
 
 
-def with_spreads(cells: Sequence[Cell], spreads: Mapping[tuple[str, ...], float]) -> list[Cell]:
-    """The cells of a column with the spreads of `pool_training_noise` as a part of their evidence."""
+def with_spreads(cells: Sequence[Cell], spreads: Mapping[Model, float]) -> list[Cell]:
+    """The cells of a column with the spreads of their models as a part of their evidence."""
     known = {cell.key: cell.evidence and dataclasses.replace(cell.evidence, spread=spreads.get(_model(cell)))
              for cell in cells}  # fmt: skip
     return [dataclasses.replace(cell, evidence=known[cell.key]) for cell in cells]
 
 
-def _model(cell: Cell) -> tuple[str, ...]:
+def _model(cell: Cell) -> Model:
     return tuple(str(result.model.get("hash") or result.path) for result in cell.results)
-
-
-def set_gains(table: Table, items: ItemScores) -> None:
-    """Compute the gain over each kind of blind run, over images and, with several seeds, training runs."""
-    for column in table.columns:
-        # the gains of trainings have a variance of their own, others are as unsure as their score
-        trained = {cell for cell in column.cells if cell.evidence is not None and cell.evidence.trained}
-        measured = [cell for cell in column.cells if cell.ci_low is not None or cell in trained]
-        pairs = {cell: items.gains(cell.results, cell.metric, single_training=cell.trained) for cell in measured}
-        unknown = set[Cell]()  # the variance over its seeds
-        for kind in BLIND_KINDS:
-            gains = {
-                cell: gain_of(each[kind].sighted, each[kind].blind) for cell, each in pairs.items() if kind in each
-            }
-            noise = training_noise([gains[cell] for cell in gains if pairs[cell][kind].sighted.trained])
-            few = {cell for cell in gains if gains[cell].enters.sum() < 2}
-            unknown |= {cell for cell in trained & {*gains} if noise.without_spread or cell in few}
-            for cell in measured:
-                if cell in gains:
-                    pair, found = pairs[cell][kind], compare_with_blind(gains[cell], noise)
-                    numbers = (pair.sighted.value, pair.blind.value, found.low, found.high, found.min_detectable)
-                    p_value, n = found.p_value, pair.n
-                elif not cell.by_seed and (stored := cell.results[0].metrics[cell.metric].blind.get(kind)):
-                    low, high = (math.nan if end is None else end for end in (stored.gain_low, stored.gain_high))
-                    numbers = (stored.sighted, stored.value, low, high, math.nan)
-                    p_value, n = stored.p_value, stored.n
-                else:
-                    continue
-                scaled = [number * column.scale for number in numbers]
-                names = ("sighted", "blind", "ci_low", "ci_high", "min_detectable")
-                gain = BlindGain(**dict(zip(names, scaled, strict=True)), p_value=p_value, n=n)
-                column.gains.setdefault(cell, {})[kind] = gain
-        for cell in unknown:
-            column.gains.pop(cell, None)

@@ -1,6 +1,7 @@
 """The tables behind a report: scores, a line (`Cell`) per model and metric, and differences, one per tested pair.
 
-`scores.py` makes the lines from results, `differences.py` tests them, `measures.py` lists what formats show of them.
+All lines are frozen. `scores.py` makes them from results, `differences.py` tests them and adds what follows, and
+`measures.py` lists what formats show of them.
 
 Rules of the marks:
 - cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
@@ -23,14 +24,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 from benchmarks.report.load_results import MissingValue
-from benchmarks.results.blind import is_credited
+from benchmarks.results.baselines import baseline_name
 from benchmarks.results.formatting import decimals_needed, difference_ci_text, format_number
 from benchmarks.results.noise import Scores, TrainingNoise
 from benchmarks.results.results import CHANCE, Result
-from benchmarks.results.statistics import PairedDifference, compare
+from benchmarks.results.statistics import PairedDifference, compare, compare_with_zero
 from benchmarks.study.study_record import RowRecord
 
 ALPHA = 0.05
@@ -41,12 +43,14 @@ NOT_RUN = "not run"
 IF_SEEDS_VARY_MORE = {1: 60, 2: 80, 3: 90}
 """Seeds of a model whose standard deviation over trainings is three times that of five others → % of its intervals that
 cover the truth, where images add nothing (``scripts/check_statistics.py --part limits``)."""
+Place = tuple[str, "Column"]
+"""The row and the column of a cell."""
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """One metric of one benchmark, its cells, and what follows only from all of them: noise, gains and tests.
+    """The facts of one metric of one benchmark; the tables of single seeds and of their means share it.
 
     Args:
         benchmark: name of the benchmark, as displayed.
@@ -56,16 +60,10 @@ class Column:
         higher_is_better: None if neither is better; such a column is not ranked.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
-        over_another_image: how much higher it is than for another image, where that is each model's own chance level.
         key: the benchmark's name in files.
         of_llava: whether LLaVAs are scored, not encoders alone.
         items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
         is_category: whether it is about the items of one category, in the first primary metric.
-        cells: of all models in the order of the table.
-        noise: protocol group → training noise, where models have several seeds.
-        gains: cell → kind of blind run → the gain of the image.
-        deltas: cell → its difference from the baseline model.
-        marks: cell → its mark; one that is not credited to the images does not show it.
     """
 
     benchmark: str
@@ -75,16 +73,10 @@ class Column:
     higher_is_better: bool | None
     largest: float = 0.0
     chance_levels: Mapping[str, float] = field(default_factory=dict)
-    over_another_image: Column | None = None
     key: str = ""
     of_llava: bool = False
     items: str = ""
     is_category: bool = False
-    cells: list[Cell] = field(default_factory=list)
-    noise: dict[int, TrainingNoise] = field(default_factory=dict, init=False)
-    gains: dict[Cell, dict[str, BlindGain]] = field(default_factory=dict, init=False)
-    deltas: dict[Cell, Difference] = field(default_factory=dict, init=False)
-    marks: dict[Cell, RankMark] = field(default_factory=dict, init=False)
 
     @property
     def ranked(self) -> bool:
@@ -114,11 +106,6 @@ class Column:
         """A number with the decimals that it needs not to be shown as 0."""
         return format_number(value, decimals_needed(value, self.places))
 
-    def groups(self) -> list[list[Cell]]:
-        """The cells with a number, by protocol."""
-        numbers = [cell for cell in self.cells if cell.value is not None]
-        return [[cell for cell in numbers if cell.group == group] for group in sorted({cell.group for cell in numbers})]
-
     def trivial_baselines(self) -> dict[str, str]:
         """Trivial baseline → its score as text: chance, and the baselines that score higher."""
         chance = self.chance_levels.get(CHANCE)
@@ -139,38 +126,6 @@ class Column:
         """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty if no trivial baseline is known."""
         first, *others = self.chance_lines or [""]
         return first + (f" ({', '.join(others)})" if others else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlindGain:
-    """A score minus that without the image, on the items that were asked both ways, scaled.
-
-    Args:
-        sighted: the score on these items.
-        blind: the score without the image.
-        ci_low: lower end of the 95 % interval of the difference; both ends are NaN if the interval is unknown.
-        ci_high: upper end.
-        p_value: of this test alone.
-        n: number of these items.
-        min_detectable: the gain that this test detects with power 0.8; NaN if unknown.
-    """
-
-    sighted: float
-    blind: float
-    ci_low: float
-    ci_high: float
-    p_value: float
-    n: int
-    min_detectable: float
-
-    @property
-    def value(self) -> float:
-        """The gain."""
-        return self.sighted - self.blind
-
-    def credits(self, higher_is_better: bool | None) -> bool:
-        """Whether this gain is significant in the better direction."""
-        return is_credited([(self.value, self.p_value)], higher_is_better=higher_is_better is not False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,6 +150,10 @@ class Cell:
         results: those behind the value.
         trained: whether a single result is one of a training run, among several models' seeds.
         evidence: the metric with the influence of each image; None if it cannot be computed from items.
+        noise: the training noise of its column and protocol, where models have several seeds.
+        all_gains: condition (`baselines.CONDITIONS`) → the gain over the score in it, as a cell of its own column.
+        delta: the difference from the baseline model; None without a test.
+        rank_mark: what the tests say of its rank; see `mark`.
     """
 
     row: str
@@ -214,6 +173,15 @@ class Cell:
     results: tuple[Result, ...] = ()
     trained: bool = False
     evidence: Scores | None = None
+    noise: TrainingNoise = field(default_factory=TrainingNoise)
+    all_gains: Mapping[str, Cell] = field(default_factory=dict)
+    delta: Difference | None = None
+    rank_mark: RankMark = ""
+
+    @property
+    def place(self) -> Place:
+        """The same for all stages of a line."""
+        return self.row, self.column
 
     @functools.cached_property
     def key(self) -> tuple[object, ...]:
@@ -231,11 +199,6 @@ class Cell:
     def category(self) -> str | None:
         """The items that it is about; None for all."""
         return self.column.metric if self.column.is_category else None
-
-    @property
-    def noise(self) -> TrainingNoise:
-        """The training noise of its column and protocol."""
-        return self.column.noise.get(self.group, TrainingNoise())
 
     @property
     def seed_variance(self) -> Literal["included", "none", "unknown", ""]:
@@ -266,38 +229,61 @@ class Cell:
         return bool(self.results and self.results[0].measured_elsewhere)
 
     @property
-    def gains(self) -> Mapping[str, BlindGain]:
-        """Kind of blind run → the gain of the image; empty without such runs."""
-        return self.column.gains.get(self, {})
+    def gains(self) -> Mapping[str, Cell]:
+        """The gains that are known: those with an interval, and those of 0, which may lack one.
 
-    @property
-    def delta(self) -> Difference | None:
-        """The difference from the baseline model; None without a test."""
-        return self.column.deltas.get(self)
+        They need an interval of the score, but for trainings, whose gains have a variance of their own.
+        """
+        is_known = self.ci_low is not None or (self.evidence is not None and self.evidence.trained)
+        return {
+            name: gain
+            for name, gain in self.all_gains.items()
+            if is_known and (gain.ci_low is not None or not gain.value)
+        }
+
+    @functools.cached_property
+    def against_zero(self) -> PairedDifference | None:
+        """Of a gain, the test that it is 0; None without items."""
+        return None if self.evidence is None else compare_with_zero(self.evidence, self.noise)
 
     @property
     def mark(self) -> RankMark:
         """See the module's docstring."""
-        return "" if self.credited is False else self.column.marks.get(self, "")
+        return "" if self.credited is False else self.rank_mark
 
     @property
     def withheld(self) -> RankMark:
         """The mark that it would have if it were credited."""
-        return self.column.marks.get(self, "") if self.credited is False else ""
+        return self.rank_mark if self.credited is False else ""
+
+    @property
+    def baseline(self) -> float | None:
+        """Of a gain, the score over which it is."""
+        first = self.results[0].metrics[self.metric]
+        name = baseline_name(first.gain_of, first.condition)
+        known = [each.metrics[name].value * self.column.scale for each in self.results if name in each.metrics]
+        return fmean(known) if known else None
+
+    @property
+    def credits(self) -> bool:
+        """Whether this gain is significantly above 0, or below it where lower is better."""
+        if self.ci_low is None or self.ci_high is None:
+            return False
+        return self.ci_high < 0 if self.column.higher_is_better is False else self.ci_low > 0
 
     @property
     def credited(self) -> bool | None:
-        """Whether the score is credited to the images; None without blind runs, or in a column that is not ranked."""
+        """Whether the score is credited to the images: each gain over a score without them is significant.
+
+        None if no gain is known, or in a column that is not ranked.
+        """
         if not self.gains or not self.column.ranked:
             return None
-        return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
+        return all(gain.credits for gain in self.gains.values())
 
     @property
     def above_chance(self) -> bool | None:
         """Whether its interval is above all trivial baselines; None without an interval or known chance level."""
-        if gains := self.column.over_another_image:
-            (gain,) = (cell for cell in gains.cells if cell.row == self.row)
-            return None if self.group or gain.ci_low is None else gain.ci_low > 0
         levels, better = self.column.chance_levels.values(), self.column.higher_is_better
         if not levels or self.group or self.ci_low is None or self.ci_high is None or better is None:
             return None
@@ -330,6 +316,12 @@ class Cell:
             return ""
         places = decimals_needed(self.ci_high - self.ci_low, self.column.places)
         return f"{format_number(self.ci_low, places)} – {format_number(self.ci_high, places)}"
+
+    @property
+    def signed_interval(self) -> str:
+        """Of a gain: ``−1.2 to +3.4``."""
+        low, high = (math.nan if end is None else end for end in (self.ci_low, self.ci_high))
+        return difference_ci_text(low, high, self.column.places)
 
     @property
     def dagger(self) -> str:
@@ -450,21 +442,21 @@ class Difference:
         return self.cell.column.small_text(self.min_detectable)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """Models × metrics.
 
     Args:
         rows: the models.
-        columns: the metrics, each with its cells in the order of the models.
-        scores: all cells of these columns.
+        columns: the metrics.
+        scores: the cells, column by column in the order of the models.
         comparisons: number of tests behind the marks and differences.
         all_pairs: whether every pair of models of a ranked column was tested.
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells with the same items and without a test, since one of them has no interval.
         other_items: for each ranked column and protocol whose models do not have scores for the same items, the sets of
             cells that do; only cells of one set are tested against each other.
-        tested: pair of cells → their difference, of all tests.
+        tested: pair of places → their difference, of all tests.
     """
 
     rows: tuple[RowRecord, ...]
@@ -475,7 +467,18 @@ class Table:
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
     other_items: tuple[Sequence[Sequence[Cell]], ...] = ()
-    tested: Mapping[frozenset[Cell], Difference] = field(default_factory=dict)
+    tested: Mapping[frozenset[Place], Difference] = field(default_factory=dict)
+
+    def cells(self, column: Column) -> Sequence[Cell]:
+        """The cells of a column, in the order of the models."""
+        return self._by_column[column]
+
+    @functools.cached_property
+    def _by_column(self) -> dict[Column, list[Cell]]:
+        found: dict[Column, list[Cell]] = {column: [] for column in self.columns}
+        for cell in self.scores:
+            found[cell.column].append(cell)
+        return found
 
     @property
     def differences(self) -> list[Difference]:
@@ -486,16 +489,17 @@ class Table:
         """The cell of a model and a metric."""
         place = [each.name for each in self.rows].index(row)
         column = next(each for each in self.columns if (each.benchmark, each.metric) == (benchmark, metric))
-        return column.cells[place]
+        return self.cells(column)[place]
 
     def difference(self, cell: Cell, other: Cell) -> Difference | None:
         """The first cell minus the second of its column; None if they were not tested against each other."""
-        found = self.tested.get(frozenset({cell, other}))
-        return found if found is None or found.cell is cell else dataclasses.replace(found, cell=cell, other=other)
+        found = self.tested.get(frozenset({cell.place, other.place}))
+        swapped = found is not None and found.cell.place != cell.place
+        return dataclasses.replace(found, cell=found.other, other=found.cell) if found and swapped else found
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""
-        found = self.tested.get(frozenset({first, second}))
+        found = self.tested.get(frozenset({first.place, second.place}))
         return None if found is None else found.significant
 
     @property

@@ -40,7 +40,7 @@ def main_table(
     import pandas as pd
 
     columns = report.table.columns
-    lines = [[cell(column.cells[place]) for column in columns] for place in range(len(report.table.rows))]
+    lines = [[cell(report.table.cells(column)[place]) for column in columns] for place in range(len(report.table.rows))]
     names = [row.name for row in report.table.rows]
     if report.table.has_chance_level:
         names.append("chance")

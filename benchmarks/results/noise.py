@@ -53,8 +53,10 @@ class Scores:
         spread: the variance over the model's seeds, relative to that of all models, averaged over a table's metrics
             (`TrainingNoise.relative_spread`); None with a single one.
         largest: the maximum of a bounded metric, whose minimum is 0; None for an unbounded one.
-        parts: of an average, the weight and the scores of each metric in it.
+        parts: of an average, the weight and the scores of each metric in it; of a gain, those of the two scores.
         linear: whether the metric is a mean over items.
+        is_gain: whether it is the difference of two scores of the model, which lies between ``-largest`` and
+            ``largest``.
     """
 
     values: np.ndarray
@@ -69,6 +71,7 @@ class Scores:
     spread: float | None = None
     largest: float | None = None
     linear: bool = True
+    is_gain: bool = False
     parts: tuple[tuple[float, Scores], ...] = ()
 
     @property

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 6
+SCHEMA = 7
+WITH_ALL_NUMBERS = {6, SCHEMA}
+"""Schemas whose results are not measured again."""
 CHANCE = "chance"
 UNREAD = "unread"
 """The metric, and its item column, of answers that were not read (see `benchmarks.tasks.mllm.unread`)."""
-UNREAD_WRONG = "_unread_wrong"
-"""End of the name of a metric, and of its column, in which these count as wrong answers."""
+UNREAD_WRONG = "unread_wrong"
+"""The condition of a metric in which these count as wrong answers."""
 MAX_UNREAD = 0.02
 """The share of answers not read above which it is printed and noted."""
 ITEM_COLUMNS: dict[str, str] = {
@@ -35,27 +37,6 @@ ITEM_COLUMNS: dict[str, str] = {
 }
 IMAGE_HASH = "image_hash"  # of encoders' benchmarks: hash of the image's file, by which benchmarks share images
 BLOCKER = "blocker"  # of retrieval: the image without which a missed query would be a hit at rank 1; null if none is
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlindScore:
-    """A metric on the items that were also asked without their image, and the gain of the image (see `blind`).
-
-    Args:
-        value: of the answers without the image, in the unit of the metric's ``value``.
-        sighted: of the answers with the image, on the same items.
-        gain_low: lower end of the 95 % interval of ``sighted`` minus ``value``, paired by item; None if undefined.
-        gain_high: upper end.
-        p_value: two-sided, of "the image changes nothing".
-        n: number of these items that enter the metric.
-    """
-
-    value: float
-    sighted: float
-    gain_low: float | None
-    gain_high: float | None
-    p_value: float
-    n: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +60,10 @@ class Metric:
             versions (`item_scores.most_of` has theirs).
         chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
             options), ``"always yes"``, ``"majority class"``; empty for free-form answers.
-        blind: kind of blind run (``blind.BLIND_KINDS``) → the score without the image; empty without such runs.
+        minus: of a gain, the item columns of the baseline: the value is that of ``columns`` minus that of these.
+        baseline_of: the metric of which this is the value in another ``condition`` (see `results.baselines`).
+        gain_of: the metric of which this is the gain over its value in that condition.
+        condition: one of ``baselines.CONDITIONS``; empty for other metrics.
     """
 
     value: float
@@ -95,7 +79,10 @@ class Metric:
     columns: tuple[str, ...] = ()
     most: float | None = None
     chance_levels: Mapping[str, float] = field(default_factory=dict)
-    blind: Mapping[str, BlindScore] = field(default_factory=dict)
+    minus: tuple[str, ...] = ()
+    baseline_of: str = ""
+    gain_of: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

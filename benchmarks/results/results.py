@@ -13,10 +13,11 @@ import dataclasses
 import json
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.baselines import CONDITIONS, SIGHTED, baseline_name, blind_column, gain_name
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import CHANCE as CHANCE
 from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
@@ -24,9 +25,10 @@ from benchmarks.results.result_types import MAX_UNREAD as MAX_UNREAD
 from benchmarks.results.result_types import SCHEMA, Result
 from benchmarks.results.result_types import UNREAD as UNREAD
 from benchmarks.results.result_types import UNREAD_WRONG as UNREAD_WRONG
+from benchmarks.results.result_types import WITH_ALL_NUMBERS as WITH_ALL_NUMBERS
 from benchmarks.results.result_types import Metric as Metric
 from benchmarks.results.result_types import columns_of as columns_of
-from benchmarks.results.validation import check_fields, check_items
+from benchmarks.results.validation import GROUPS, check_fields, check_items
 from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
 from clips.core.identity import file_hash
 from clips.errors import UserError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
 _MAX_NAME_BYTES = 200
+_WITH_BLIND_SCORES = 6  # the last schema with them
 
 
 class NewerResultError(UserError):
@@ -140,9 +143,68 @@ def read_fields(path: str | Path) -> Result:
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and "columns" not in metric:
             raise UserError(f"{file}: not a result file: metrics.{name}: missing columns")
+    if isinstance(schema, int) and schema <= _WITH_BLIND_SCORES and isinstance(metrics, dict):
+        content = content | {"metrics": _with_gains(metrics, f"{file}: not a result file")}
     result = dataclasses.replace(from_plain(Result, content, what=f"{file}: not a result file"), path=file)
     check_fields(result, file)
     return result
+
+
+def _with_gains(metrics: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The metrics of a file of schema 6 or before as this version writes them.
+
+    A ``blind`` of a metric is two metrics now; other baselines and gains are known by their names.
+    """
+    found: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        if not isinstance(metric, dict):
+            return dict(metrics)  # which is rejected
+        found[name] = metric = dict(metric)
+        blind = metric.pop("blind", {})
+        for condition in CONDITIONS:
+            for kind, former in (("gain_of", gain_name("", condition)), ("baseline_of", baseline_name("", condition))):
+                if name.endswith(former) and name.removesuffix(former) in metrics:
+                    metric |= {kind: name.removesuffix(former), "condition": condition}
+                    break
+        for kind, score in blind.items() if isinstance(blind, dict) else ():
+            numbers = from_plain(_BlindScore, score, what=f"{what}: metrics.{name}.blind.{kind}")
+            formula, names = metric.get("aggregation"), metric["columns"]
+            columns, sighted = (
+                [
+                    column if (formula, place) in GROUPS else blind_column(each, column)
+                    for place, column in enumerate(names)
+                ]
+                for each in (kind, SIGHTED)
+            )
+            common = metric | {
+                "n": numbers.n,
+                "clusters": 0,
+                "ci_method": "none",
+                "chance_levels": {},
+                "condition": kind,
+            }
+            found[baseline_name(name, kind)] = common | {
+                "value": numbers.value, "ci_low": None, "ci_high": None, "higher_is_better": None, "columns": columns,
+                "label": f"{metric.get('label')}, {kind} image", "baseline_of": name,
+            }  # fmt: skip
+            found[gain_name(name, kind)] = common | {
+                "value": numbers.sighted - numbers.value, "ci_low": numbers.gain_low, "ci_high": numbers.gain_high,
+                "columns": sighted, "minus": columns, "label": f"{metric.get('label')} above that with a {kind} image",
+                "ci_method": "none" if numbers.gain_low is None else "student", "gain_of": name,
+            }  # fmt: skip
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _BlindScore:
+    """The score of a blind run in files of schema 6 and before."""
+
+    value: float
+    sighted: float
+    gain_low: float | None
+    gain_high: float | None
+    p_value: float
+    n: int
 
 
 def result_files(results: str | Path) -> list[Path]:

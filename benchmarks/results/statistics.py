@@ -135,7 +135,8 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     A bounded metric has Wilson's interval with the *effective* sample size, the number of independent items with the
     same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction;
     the value is always inside, which a skewed metric's may exclude. If all items are equal there is no interval, except
-    for a proportion of 0 or 1. An average has that of its parts (`_average_interval`), and none if one has none.
+    for a proportion of 0 or 1. An average has that of its parts (`_average_interval`), and none if one has none; a gain
+    has that of a paired difference.
     """
 
     def none(reason: str) -> ConfidenceInterval:
@@ -145,12 +146,17 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
         return none("no item enters it")
     if noise.without_spread and scores.trained:
         return none("the seeds of every model with several seeds have equal scores: their variance is unknown")
-    if scores.parts:
+    if scores.parts and not scores.is_gain:
         return _average_interval(scores, noise)
     found = metric_estimate(scores, noise)
     no_variance = "a single image has no variance" if found.clusters < 2 else "the score does not vary over the images"
     if found.training_variance and found.clusters < 2:
         return none(no_variance)
+    if scores.is_gain:
+        tested = compare_with_zero(scores, noise)
+        if math.isnan(tested.low) or (scores.trained and found.clusters < 2):
+            return none(no_variance)
+        return ConfidenceInterval(low=tested.low, high=tested.high, method="student")
     if scores.largest is not None:
         ratio = min(1.0, max(0.0, scores.value / scores.largest))
         error = found.standard_error / scores.largest
@@ -261,10 +267,13 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
     if not estimate.standard_error and largest is not None and estimate.signs:
         low, high = (largest * end for end in _tango(estimate.value / largest, estimate.clusters))
     p_value = float(p_values([estimate])[0])
-    if largest is not None and (estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED):
+    is_small = estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED
+    # the noise over trainings of a gain is not that of its two scores
+    if largest is not None and is_small and not (first.is_gain and first.trained):
         # With one or two hits, Student's quantile and the correction for skewness are huge. In large samples the limit
         # is never reached: the standard error of a difference is at most the sum of the two scores'.
-        one, two = (scores_interval(each, noise) for each in (first, second))
+        sides = [part for _, part in first.parts] if first.is_gain else [first, second]
+        one, two = (scores_interval(each, noise) for each in sides)
         low = max(low, -largest if one.low is None or two.high is None else one.low - two.high)
         high = min(high, largest if one.high is None or two.low is None else one.high - two.low)
     if p_value >= LEVEL:
@@ -279,6 +288,12 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
         n=len(first.items),
         min_detectable=estimate.min_detectable,
     )
+
+
+def compare_with_zero(gain: Scores, noise: TrainingNoise) -> PairedDifference:
+    """The test that a gain is 0: if it is equal for all images, it has Tango's interval and the sign test."""
+    zero = dataclasses.replace(gain, values=np.zeros(1), influence=np.zeros_like(gain.influence[:1]), trained=False)
+    return compare(gain, zero, noise)
 
 
 def _tango(difference: float, n: int) -> tuple[float, float]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.results.blind import BLIND_KINDS, SIGHTED, blind_tables, count_items, is_blind_column
+from benchmarks.results.baselines import CONDITIONS, IN_BLIND_RUN
 from benchmarks.results.protocol import fingerprint
-from benchmarks.results.result_types import ITEM_COLUMNS, Metric, Result, columns_of
+from benchmarks.results.result_types import ITEM_COLUMNS, Metric, Result
 from clips.core.identity import file_hash
 from clips.errors import UserError, error_reason
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_scores" and sums have no upper end
 _PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
-_GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}
+GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}
 """Aggregations and the place of the column that names groups."""
 _ROUNDING = 1e-6
 _WIDTH_TOLERANCE = 0.02  # of an interval: a value that its scorer rounds may be outside by this ratio
@@ -86,21 +86,16 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
         slack = _WIDTH_TOLERANCE * (metric.ci_high - metric.ci_low) + _ROUNDING * max(1.0, abs(metric.value))
         if not metric.ci_low - slack <= metric.value <= metric.ci_high + slack:
             yield f"value: expected it in its interval, {metric.ci_low:g} to {metric.ci_high:g}, got {metric.value:g}"
-    for kind, score in metric.blind.items():
-        if kind not in BLIND_KINDS:
-            yield f"blind: expected one of {', '.join(BLIND_KINDS)}, got '{kind:.40}'"
-        for name, number in vars(score).items():
-            if number is not None and not abs(number) < _LARGEST:
-                yield f"blind.{kind}.{name}: expected a finite number, got {number!r:.60}"
-        if not 0 <= score.p_value <= 1:
-            yield f"blind.{kind}.p_value: expected a number from 0 to 1, got {score.p_value:g}"
+    if metric.condition and metric.condition not in CONDITIONS:
+        yield f"condition: expected one of {', '.join(CONDITIONS)}, got '{metric.condition:.40}'"
     if not 0 < metric.scale < math.inf:
         yield f"scale: expected a number above 0, got {metric.scale:g}"
     if metric.aggregation in _RATIOS | {None} and metric.scale >= _PER_CENT:
         ends = {"value": metric.value, "ci_low": metric.ci_low, "ci_high": metric.ci_high, **metric.chance_levels}
+        least = -1 if metric.gain_of else 0
         for name, value in ends.items():
-            if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
-                yield f"{name}: expected a ratio from 0 to 1, got {value:g}"
+            if value is not None and not least - _ROUNDING <= value <= 1 + _ROUNDING:
+                yield f"{name}: expected a ratio from {least} to 1, got {value:g}"
 
 
 def _wrong_items(result: Result, table: Path) -> Iterator[str]:
@@ -116,8 +111,9 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(table) as file:
             names = file.schema_arrow.names
             yield from _wrong_schema(result, file.schema_arrow, table.name)
-            columns = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
-            columns |= {name for name in names if is_blind_column(name) and not name.endswith(":prediction")}
+            columns = {"item", "image"}
+            columns |= {name for each in result.metrics.values() for name in (*each.columns, *each.minus)}
+            columns |= {IN_BLIND_RUN} & {*names}
             items = file.read(columns=sorted(columns), use_threads=False).to_pandas(use_threads=False)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
@@ -130,7 +126,6 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
     with np.errstate(all="ignore"):
         for name, metric in result.metrics.items():
             yield from (f"metrics.{name}.{fault}" for fault in _wrong_value(metric, items, images))
-            yield from (f"metrics.{name}.blind.{fault}" for fault in _wrong_blind_values(metric, items))
 
 
 def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterator[str]:
@@ -140,13 +135,13 @@ def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterato
         elif not _can_hold(schema.field(name).type, {"score": "numbers", "thumbnail": "bytes"}.get(name, "strings")):
             yield f"{table}: {name}: unexpected type {schema.field(name).type}"
     for metric_name, metric in result.metrics.items():
-        for index, name in enumerate(metric.columns):
+        for index, name in [*enumerate(metric.columns), *enumerate(metric.minus)]:
             where = f"metrics.{metric_name}.columns"
             if name not in schema.names:
                 yield f"{where}: expected one of {table}, got '{name:.60}'"
                 continue
             kind = schema.field(name).type
-            if (metric.aggregation, index) not in _GROUPS and not _can_hold(kind, "numbers"):
+            if (metric.aggregation, index) not in GROUPS and not _can_hold(kind, "numbers"):
                 yield f"{where}: expected numbers in '{name}' of {table}, got {kind}"
 
 
@@ -166,38 +161,22 @@ def _wrong_value(metric: Metric, items: pd.DataFrame, images: np.ndarray) -> Ite
     """Faults of a metric; ``images`` (N,) has the number of each item's image."""
     import numpy as np
 
-    from benchmarks.results.aggregation import AGGREGATIONS
+    from benchmarks.results.measure import value_of
 
     if metric.aggregation is None:
         if metric.n > len(items):
             yield f"n: expected at most the {len(items)} items, got {metric.n}"
         return
     present = items[metric.columns[0]].notna().to_numpy()
-    for field, expected in (("n", int(present.sum())), ("clusters", len(np.unique(images[present & (images >= 0)])))):
+    counts = [("n", int(present.sum())), ("clusters", len(np.unique(images[present & (images >= 0)])))]
+    for field, expected in counts if metric.clusters or not metric.condition else counts[:1]:  # see `upgrade`
         if getattr(metric, field) != expected:
             yield f"{field}: expected {expected}, as its items have, got {getattr(metric, field)}"
     try:
-        columns = columns_of(items, metric.columns)
-        value = AGGREGATIONS[metric.aggregation].value(columns, metric.columns)
+        value = value_of(items, metric)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         yield f"columns: expected those of the aggregation '{metric.aggregation}', got others ({error_reason(error)})"
         return
     rounded = _POINTS_ROUNDING if metric.aggregation == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
     if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):
         yield f"value: expected {value:g}, as its items give, got {metric.value:g}"
-
-
-def _wrong_blind_values(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
-    from benchmarks.results.aggregation import AGGREGATIONS
-
-    for kind, score in metric.blind.items() if metric.aggregation else ():
-        for field, answers in (("value", kind), ("sighted", SIGHTED)):
-            tables = blind_tables([items], metric.columns, answers)
-            if tables is None:
-                yield f"{kind}: expected the columns of this run among the items, got none"
-                return
-            value = AGGREGATIONS[str(metric.aggregation)].value(tables[0], metric.columns)
-            if not math.isclose(getattr(score, field), value, rel_tol=_SCORERS_ROUNDING, abs_tol=_SCORERS_ROUNDING):
-                yield f"{kind}.{field}: expected {value:g}, as its items give, got {getattr(score, field):g}"
-        if score.n != (count := count_items(items, metric.columns)):
-            yield f"{kind}.n: expected {count}, as its items have, got {score.n}"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.results.blind import BLIND_KINDS, SIGHTED
+from benchmarks.results.baselines import BLIND_KINDS, SIGHTED
 from benchmarks.results.protocol import BLIND_PREFIX, Entries
 from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.registry import BenchmarkConfig

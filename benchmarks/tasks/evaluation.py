@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results import blind, statistics
 from benchmarks.results.aggregation import AGGREGATIONS
-from benchmarks.results.item_scores import measure
-from benchmarks.results.results import Metric, columns_of
+from benchmarks.results.baselines import BLIND_KINDS, IN_BLIND_RUN, SIGHTED, baseline_name, blind_columns, gain_name
+from benchmarks.results.measure import measure, value_of
+from benchmarks.results.results import Metric
+from benchmarks.results.statistics import ConfidenceInterval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +38,10 @@ class MetricSpec:
         higher_is_better: None if neither direction is better.
         most: the maximum of an item, for metrics that end there; infinite if it is not known.
         rounded: maximum rounding error of the benchmark's own scorer.
+        minus: of a gain, the item columns of the baseline.
+        baseline_of: the metric of which this is a baseline; likewise ``gain_of`` (see `results.baselines`).
+        gain_of: the metric of which this is a gain.
+        condition: of a baseline or gain.
     """
 
     label: str
@@ -45,6 +51,10 @@ class MetricSpec:
     higher_is_better: bool | None = True
     most: float = 1.0
     rounded: float = 0.0
+    minus: tuple[str, ...] = ()
+    baseline_of: str = ""
+    gain_of: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,50 +82,90 @@ def compute_metric(
     """A metric with its 95 % interval, clustered by image.
 
     Args:
-        items: the items table; with the columns of blind runs the metric also has its scores without the image.
+        items: the items table.
+        spec: the metric.
         value: the value of the benchmark's own scorer, if any; if the aggregation gives another value, it is not used
             and there is no interval.
         baselines: the item columns of the trivial baselines. A column that holds the probability of a hit gives the
             expected score, except for a ratio or F1, where it gives the ratio of the expected sums.
     """
-    names = spec.columns
-    present = items[names[0]].notna() if names else items["item"].notna()
     formula = spec.aggregation
-    interval = statistics.ConfidenceInterval(low=None, high=None, method="none")
-    most = spec.most if formula and AGGREGATIONS[formula].bounded and math.isfinite(spec.most) else None
-    if formula is not None:
-        computed = statistics.aggregate(formula, columns_of(items, names), names)
-        if value is None:
-            value = computed
-        if math.isclose(computed, value, rel_tol=1e-6, abs_tol=max(1e-6, spec.rounded)):
-            interval = measure(items, formula, names, most=most).interval
-        else:
-            formula = None
+    computed = value if formula is None else value_of(items, spec)
+    if value is None:
+        value = computed
     if value is None:
         raise ValueError(f"{spec.label}: a metric without a formula needs a value")
+    if computed is None or not math.isclose(computed, value, rel_tol=1e-6, abs_tol=max(1e-6, spec.rounded)):
+        formula = None
+    if formula is None:
+        present = items[spec.columns[0]].notna() if spec.columns else items["item"].notna()
+        n, clusters = int(present.sum()), int(items.loc[present, "image"].nunique())
+        interval, most = ConfidenceInterval(low=None, high=None, method="none"), None
+    else:
+        most = spec.most if AGGREGATIONS[formula].bounded and math.isfinite(spec.most) else None
+        score = measure(items, spec, most=most)
+        n, clusters, interval = score.n, score.clusters, score.interval
     chance_levels: dict[str, float] = {}
     for name, columns in baselines.items():
         # there is none if no column depends on the answers
-        if formula and spec.higher_is_better is not None and set(names) & set(columns):
-            values = columns_of(items, names) | {each: columns[each] for each in names if each in columns}
-            level = statistics.aggregate(formula, values, names)
+        if formula and spec.higher_is_better is not None and set(spec.columns) & set(columns):
+            level = value_of(items.assign(**{each: columns[each] for each in spec.columns if each in columns}), spec)
             chance_levels |= {} if math.isnan(level) else {name: level}
     return Metric(
         value=float(value),
         ci_low=interval.low,
         ci_high=interval.high,
-        n=int(present.sum()),
-        clusters=int(items.loc[present, "image"].nunique()),
+        n=n,
+        clusters=clusters,
         higher_is_better=spec.higher_is_better,
         scale=spec.scale,
         label=spec.label,
         ci_method=interval.method,
         aggregation=formula,
-        columns=names if formula else (),
-        most=most if formula else None,
+        columns=spec.columns if formula else (),
+        most=most,
         chance_levels=chance_levels,
-        blind=blind.blind_scores(items, formula, names, most=most) if formula else {},
+        minus=spec.minus if formula else (),
+        baseline_of=spec.baseline_of,
+        gain_of=spec.gain_of,
+        condition=spec.condition,
     )
+
+
+def blind_metrics(items: pd.DataFrame, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The baselines and gains of metrics, on the items of the blind runs; empty without such runs."""
+    found: dict[str, Metric] = {}
+    for name, metric in metrics.items() if IN_BLIND_RUN in items else ():
+        for kind in BLIND_KINDS if metric.aggregation else ():
+            sighted, blind = (blind_columns(items, metric.columns, each) for each in (SIGHTED, kind))
+            if sighted is None or blind is None:
+                continue
+            spec = MetricSpec(
+                label=f"{metric.label}, {kind} image",
+                aggregation=metric.aggregation,
+                columns=blind,
+                scale=metric.scale,
+                higher_is_better=None,
+                most=math.inf if metric.most is None else metric.most,
+                baseline_of=name,
+                condition=kind,
+            )
+            gain = dataclasses.replace(
+                spec,
+                label=f"{metric.label} above that with a {kind} image",
+                columns=sighted,
+                minus=blind,
+                higher_is_better=metric.higher_is_better,
+                baseline_of="",
+                gain_of=name,
+            )
+            both = {
+                baseline_name(name, kind): compute_metric(items, spec),
+                gain_name(name, kind): compute_metric(items, gain),
+            }
+            if all(math.isfinite(each.value) for each in both.values()):
+                found |= both
+    return found
 
 
 def thumbnail(image: Any, longest: int = 160) -> bytes:

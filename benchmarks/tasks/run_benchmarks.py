@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from benchmarks.results.protocol import SCORER_HASH, fingerprint
 from benchmarks.results.results import (
-    SCHEMA,
+    WITH_ALL_NUMBERS,
     Result,
     check_name,
     check_not_newer,
@@ -140,7 +140,8 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
         scorer = entry.scorer_hash()
         if (
             earlier is not None
-            and (earlier.key, earlier.schema) == (key, SCHEMA)
+            and earlier.key == key
+            and earlier.schema in WITH_ALL_NUMBERS
             # no part of the key: results from before it was recorded stay valid
             and earlier.protocol.get(SCORER_HASH, scorer) == scorer
             and not run.overwrite

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.results.blind import SIGHTED, add_blind_columns
+from benchmarks.results.baselines import SIGHTED, add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.result_types import IMAGE_HASH
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.pair_sets import PairSet, load_pair_set
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
-from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
+from benchmarks.tasks.evaluation import Evaluation, MetricSpec, blind_metrics, compute_metric, thumbnails
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, Function, benchmark, get_benchmark
 from clips.core.identity import RUN_ONLY
 from clips.data.formats.dataset_format import Pair
@@ -189,10 +189,11 @@ def compute_evaluation(
         specs[name] = spec
     baselines = {CHANCE: _chance_columns(pairs)}
     first = "accuracy_of_kinds" if pairs.by_category and "accuracy_of_kinds" in specs else "accuracy"
+    metrics = {
+        name: compute_metric(items, spec, baselines=baselines) for name, spec in specs.items() if name not in absent
+    }
     return Evaluation(
-        metrics={
-            name: compute_metric(items, spec, baselines=baselines) for name, spec in specs.items() if name not in absent
-        },
+        metrics=metrics | blind_metrics(items, metrics),
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         missing_metrics=absent,
         protocol=protocol,

@@ -43,11 +43,15 @@ METRICS = caption_metrics() | {
         aggregation="mean_of_scores",
         columns=("cider_other_image",),
         higher_is_better=None,
+        baseline_of="CIDEr",
+        condition="other_image",
     ),
     "CIDEr_over_other_image": MetricSpec(
         label="CIDEr above that with another image",
         aggregation="mean_of_scores",
         columns=("cider_over_other_image",),
+        gain_of="CIDEr",
+        condition="other_image",
     ),
 }
 

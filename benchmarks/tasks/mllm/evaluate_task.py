@@ -16,11 +16,11 @@ from unittest import mock
 import numpy as np
 from PIL.Image import Image
 
-from benchmarks.results.blind import add_blind_columns
+from benchmarks.results.baselines import add_blind_columns
 from benchmarks.results.protocol import SCORER_HASH, Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
 from benchmarks.tasks.blind import BlindView, blind_views
-from benchmarks.tasks.evaluation import Evaluation, compute_metric
+from benchmarks.tasks.evaluation import Evaluation, blind_metrics, compute_metric
 from benchmarks.tasks.mllm.caption_metrics import (
     JAVA_METRICS,
     ONE_IMAGE,
@@ -118,6 +118,7 @@ def evaluate_task(
             absent |= dict.fromkeys(names, f"the first {len(asked)} questions lack some of their orders or pairs")
             totals = {}
         metrics = _metrics(reader, totals, items, samples, absent)
+        metrics |= blind_metrics(items, metrics)
     items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
     if metrics and "generate_until" in str(task.config.output_type):
         found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.results.baselines import baseline_name
 from benchmarks.results.results import UNREAD, UNREAD_WRONG
 from benchmarks.tasks.evaluation import MetricSpec
 from benchmarks.tasks.mllm.items import Sample, circular_groups
@@ -92,12 +93,15 @@ def add_unread(
             wrong = np.where((scores > 0) & ~lost, actual, 1.0 - actual)
         else:
             continue
-        items[f"{first}{UNREAD_WRONG}"] = wrong
-        specs[f"{name}{UNREAD_WRONG}"] = dataclasses.replace(
+        column = baseline_name(first, UNREAD_WRONG)
+        items[column] = wrong
+        specs[baseline_name(name, UNREAD_WRONG)] = dataclasses.replace(
             spec,
             label=f"{spec.label}, unread answers as wrong",
-            columns=(f"{first}{UNREAD_WRONG}", *others),
+            columns=(column, *others),
             rounded=0.0,
+            baseline_of=name,
+            condition=UNREAD_WRONG,
         )
     return specs
 
