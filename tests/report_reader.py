@@ -19,6 +19,7 @@ from benchmarks.analysis.compare_command import compare_sources
 from benchmarks.report import report as report_module
 from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.load_results import MissingValue
+from benchmarks.report.notes import KINDS, MAX_WORDS, brief_notes
 from benchmarks.report.report import Pairs, Report, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
@@ -431,8 +432,12 @@ class Reader:
             assert line in re.sub(r"\s+", " ", stream.getvalue())
         assert self.report.answer in markdown
         for note in self.report.notes:
-            assert (f"% {note}" in latex) == (note.kind not in {"missing", "caveat"})
-            assert note.kind != "caveat" or latex_text(note) in latex
+            is_caveat = KINDS[note.kind].is_caveat
+            assert (f"% {note.text}" in latex) == (note.kind != "missing" and not is_caveat)
+            assert not is_caveat or latex_text(note.text) in latex
+        first = brief_notes(self.report.notes)
+        assert len(first) <= 3
+        assert all(len(line.split()) <= MAX_WORDS and line in stream.getvalue() for line in first)
         marks = [cell.mark for cell in self.table.scores]
         assert latex.count(r"\textbf{") == marks.count("best")
         assert latex.count(r"\underline{") == marks.count("tied")

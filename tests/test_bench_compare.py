@@ -74,7 +74,7 @@ def test_different_protocols_and_items_are_not_tested(tmp_path):
     cells = cells_of(report)
     assert cells["A clip", "gqa", "exact_match"].delta is None
     assert cells["A clip", "pope", "accuracy"].delta is None
-    assert any("was measured under different settings" in note and "prompt" in note for note in report.notes)
+    assert any("was measured under different settings" in note and "prompt" in note for note in report.texts)
     moved = items_table(0.6, benchmark="pope")  # of the same names, about other images
     put_result(tmp_path, "moved", "pope", moved.assign(image=[f"other {name}" for name in moved["image"]]))
     assert not cells_of(report_of(tmp_path / "clip", tmp_path / "moved"))["A clip", "pope", "accuracy"].delta
@@ -108,12 +108,12 @@ def test_a_moved_result_and_one_of_other_data_in_two_runs_of_a_study(tmp_path, m
     verdicts = {key: cell.delta.verdict for key, cell in cells_of(report).items() if cell.delta}
     assert verdicts == {("A clips", "pope", "accuracy"): "better"}
     assert report.answer.startswith("A clips beats B clips by ")
-    told = next(note for note in report.notes if "was measured under different settings" in note)
+    told = next(note for note in report.texts if "was measured under different settings" in note)
     assert told.startswith("† B clips on gqa exact match")
     assert told.endswith('(data hash: "abc" against "other data").')
     text = json.loads((second / "study.json").read_text(encoding="utf-8"))["text"]
     edit(second / "study.json", text=text.replace("name: small", "name: smaller"))
-    assert "The study files differ: A `name: small`, B `name: smaller`." in report_of(first, second).notes
+    assert "The study files differ: A `name: small`, B `name: smaller`." in report_of(first, second).texts
     shutil.rmtree(results)
     with pytest.raises(UserError, match=r"^second: .*later: no result there is valid and up to date"):
         report_of(first, second)
@@ -128,8 +128,8 @@ def test_two_runs_of_a_study_and_a_result_that_is_out_of_date(tmp_path, monkeypa
         edit(path, created="2031-01-02T03:04:05+00:00", git={"commit": "e" * 40, "dirty": True})
     edit(second / "steps/evaluate-llava-clips-tiny-s0/step.json", key="of an older study")
     report = report_of(first, second)
-    assert any('commit: "not known" against "eeeeeeeeeeee (changed)"' in note for note in report.notes)
-    assert any("B clips" in note and "pope" in note and "not run since the study" in note for note in report.notes)
+    assert any('commit: "not known" against "eeeeeeeeeeee (changed)"' in note for note in report.texts)
+    assert any("B clips" in note and "pope" in note and "not run since the study" in note for note in report.texts)
 
 
 def test_names_are_escaped(tmp_path):

@@ -344,7 +344,7 @@ def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: P
         run(LMMS, output=tmp_path, model_name=name)
     put_result(tmp_path, "ours", "pope", items_table(0.5, benchmark="pope"))
     report = build_report(tmp_path)
-    (note,) = [note for note in report.notes if note.startswith("§")]
+    (note,) = [note for note in report.texts if note.startswith("§")]
     assert "by lmms-eval" in note
     assert {cell.row for cell in report.table.scores if cell.measured_elsewhere} == {"a", "b"}
     assert {frozenset({each.cell.row, each.other.row}) for each in report.table.differences} == {

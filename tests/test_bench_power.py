@@ -171,7 +171,7 @@ def test_the_report_says_what_another_seed_adds(study, monkeypatch, share):
     (column, parts), *_ = column_components(build_report(study).table).items()
     parts = dataclasses.replace(parts, images=share * parts.training)
     monkeypatch.setattr(notes, "column_components", lambda table: {table.columns[0]: parts})
-    (note,) = [note for note in build_report(study).notes if note.startswith("Another seed or stop?")]
+    (note,) = [note for note in build_report(study).texts if note.startswith("Another seed or stop?")]
     assert parts.num_seeds == 3
     found = [100 * (1 - parts.min_detectable(seeds) / parts.min_detectable(3)) for seeds in (4, math.inf)]
     assert 5 < found[0] < found[1] <= 100

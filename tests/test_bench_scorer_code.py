@@ -132,15 +132,15 @@ def test_other_numbers_for_the_same_answers_are_a_contradiction(tmp_path: Path) 
         folder = tmp_path / name
         one, other = (read_result(put(folder, row, hits, **protocol)) for row, hits in (("a", 9), ("b", 14)))
         assert f"A and B {said}45.0 and 70.0), so they were not scored by the same code." in [*explain(one, other)]
-        (note,) = (note for note in build_report(folder).notes if "contradict" in note)
+        (note,) = (note for note in build_report(folder).texts if "contradict" in note)
         assert note.startswith(f"a and b {said}45.0 and 70.0)")
-        version_only = [note for note in build_report(folder).notes if "version is known" in note]
+        version_only = [note for note in build_report(folder).texts if "version is known" in note]
         assert len(version_only) == (name == "old")
     for settings in ({"answers": "no"}, {SCORER_HASH: "2" * 64}):  # other answers, another protocol
         one = read_result(put(tmp_path / "c", "a", 9, **{SCORER_HASH: "1" * 64}))
         other = read_result(put(tmp_path / "c", "b", 14, **{SCORER_HASH: "1" * 64, **settings}))
         assert not any("contradict" in line for line in explain(one, other))
-        assert not any("contradict" in note for note in build_report(tmp_path / "c").notes)
+        assert not any("contradict" in note for note in build_report(tmp_path / "c").texts)
 
 
 def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,4 +168,4 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
     assert lines[-1].startswith("They are not ranked together")
     report = build_comparison(CompareConfig(first=str(tmp_path / "stock/r"), second=str(tmp_path / "patched/r")))
     assert not report.table.tested
-    assert any("was measured under different settings" in note and "scorer hash" in note for note in report.notes)
+    assert any("was measured under different settings" in note and "scorer hash" in note for note in report.texts)

@@ -200,7 +200,7 @@ def test_a_report_names_rows_that_had_more_training(tmp_path):
         put_row(tmp_path / "results", encoder, "retrieval")
         put_row(tmp_path / "results", put_llava(tmp_path / "llava" / name, encoder))
     report = build_report(tmp_path / "results", baseline="one")
-    notes = table_notes(report.source, report.table, report.table)
+    notes = [note.text for note in table_notes(report.source, report.table, report.table)]
     assert (
         "more and much and one were trained with different settings: encoder.steps 60 against 6; "
         "encoder.samples 480 against 48. "

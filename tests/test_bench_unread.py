@@ -106,7 +106,7 @@ def test_f1_of_pope_leaves_out_what_it_does_not_read(tmp_path):
     found = score(tmp_path / "hub", tmp_path, "pope", rows)
     assert (found.metrics["pope_accuracy"].value, found.metrics["pope_f1_score"].value) == (0.5, 1.0)
     assert found.metrics["pope_f1_score_unread_wrong"].value == pytest.approx(2 * 2 / (4 + 4))
-    (note,) = [note for note in build_report(found.path.parents[1]).notes if note.startswith("Answers not read")]
+    (note,) = [note for note in build_report(found.path.parents[1]).texts if note.startswith("Answers not read")]
     share = f"37.5 % of {found.model_name} on pope"
     assert note.endswith(f": {share} (as wrong answers: F1, which leaves them out, 50.0 instead of 100.0).")
 

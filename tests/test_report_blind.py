@@ -71,9 +71,9 @@ def test_a_score_above_both_runs_is_credited(looking):
     assert 0 < gain.ci_low < gain.value < gain.ci_high
     assert report.table.cell("clips", "mmstar", "exact_match").credited is None
     assert "clips beats clip by" in report.answer
-    assert not any("‡" in note for note in report.notes)
+    assert not any("‡" in note for note in report.texts)
     start = "Gain over blind on gqa exact match (120 items): clip "
-    (line,) = [note for note in report.notes if note.startswith(start)]
+    (line,) = [note for note in report.texts if note.startswith(start)]
     assert "over blank and" in line
     (figure,) = gain_figures(report.table).figures
     kinds = [("clip", "blank"), ("clip", "shuffled"), ("clips", "blank"), ("clips", "shuffled")]
@@ -91,7 +91,7 @@ def test_a_score_that_needs_no_image_is_not_credited(blind):
     assert "on gqa" not in report.answer.partition("not credited")[0]
     assert "not credited to the images: the difference on gqa exact match" in report.answer
     assert "of the same model without the image: clips on gqa" in report.answer
-    (reason,) = [note for note in report.notes if note.is_about(top, "uncredited")]
+    (reason,) = [note.text for note in report.notes if note.is_about(top, "uncredited")]
     assert reason.startswith("‡ clips on gqa exact match is not credited to the images and has no mark")
     assert not any(note.is_about(top, "protocol") for note in report.notes)
     assert "not significantly better than with another item's image. These items detect a gain of" in reason
@@ -211,7 +211,7 @@ def test_seeds_with_different_blind_parts_have_no_gain_and_the_report_says_why(t
     report = build_report(tmp_path)
     gains = {name: report.table.cell(name, "retrieval", "t2i_r1").gains for name in ("whole", "other")}
     assert [{kind: gain.n for kind, gain in each.items()} for each in gains.values()] == [{}, {"blank": 40}]
-    (note,) = [note for note in report.notes if "has no gain over blind" in note]
+    (note,) = [note for note in report.texts if "has no gain over blind" in note]
     assert note == "whole on retrieval T→I R@1 has no gain over blind: the seeds have scores for different items."
 
 

@@ -13,6 +13,7 @@ from report_material import edit, items_table, put_failure, put_result, put_resu
 from report_study import Page, make_study
 
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
+from benchmarks.report.notes import KINDS, MAX_WORDS, Note, brief_notes, grouped_notes
 from benchmarks.report.page import SECTIONS, render_page
 from benchmarks.report.report import build_report
 from benchmarks.report.report_command import ReportConfig, run_report
@@ -63,12 +64,12 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
     shutil.rmtree(study / "steps")
     report = build_report(study)
     assert {(cell.row, cell.column.metric) for cell in report.table.scores if cell.value is not None} == before
-    assert NO_STEP_RECORDS_NOTE in report.notes
+    assert NO_STEP_RECORDS_NOTE in report.texts
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
     assert {cell.missing.reason for cell in bare.table.scores if cell.missing.kind == "missing"} == {"not run yet"}
-    assert NO_STEP_RECORDS_NOTE not in bare.notes
+    assert NO_STEP_RECORDS_NOTE not in bare.texts
 
 
 def test_a_broken_result_of_a_study_fails_its_cell_only(study):
@@ -140,9 +141,23 @@ def test_a_sign_links_to_its_note_which_may_be_folded(tmp_path):
     (dagger,) = {*re.findall(r'href="#([\w-]+)" title="not ranked', page)}
     assert notes[failed] == "odd on pope: failed, see odd/pope.json."
     assert notes[dagger].startswith("† odd on gqa exact match was measured under different settings")
-    unfolded = page[page.index('<div class="notes">') :].partition("<details>")[0]
-    assert unfolded.count("<li") == 6 < len(notes)
-    assert f"<summary>{len(notes) - 6} more notes</summary>" in page
+    unfolded, _, folded = page[page.index('<div class="notes">') :].partition("<details>")
+    said = re.findall(r"<li>(.*?)</li>", unfolded)
+    assert said[-2:] == ["† 1 number is of other evaluation settings, and ranked apart.", "3 numbers are missing."]
+    assert len(said) <= 3 + 3  # the legend, and three sentences
+    assert folded.startswith("\n  <summary>All notes: other settings, missing numbers, intervals</summary>")
+    assert "<h4>Missing numbers</h4>" in folded
+
+
+@pytest.mark.parametrize("count", [1, 12_000])
+def test_at_first_sight_stand_three_short_sentences_of_the_most_important_kinds(count):
+    briefs = {name: brief_notes([Note(kind=name, text="word " * 30, count=count)]) for name in KINDS}
+    said = {name: texts[0] for name, texts in briefs.items() if texts}
+    assert {"training", "part", "uncredited", "missing"} <= said.keys()
+    assert all(3 < len(text.split()) <= MAX_WORDS for text in said.values())
+    notes = [Note(kind=name, text=f"Of {name}.", count=count) for name in reversed(KINDS)]
+    assert brief_notes(notes) == ["Of study.", "Of omitted.", said["contradiction"]]
+    assert [title for title, _ in grouped_notes(notes)] == [kind.title for kind in KINDS.values()]
 
 
 def test_accepted_steps_are_counted_if_they_are_many():

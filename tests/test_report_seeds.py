@@ -61,7 +61,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     constant = built.table.cells(column)[2].delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
-    assert any("and the seed variance" in remark for remark in built.notes)
+    assert any("and the seed variance" in remark for remark in built.texts)
 
 
 def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):
@@ -107,8 +107,8 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     without = build_report(copied)
     assert {line["model"]: line for line in rows_of(rendered(without, "seeds"))}["pretrained"]["num_seeds"] == "1"
     not_tested = "Not tested, because the items do not determine the score: pretrained on retrieval T→I R@1."
-    assert not_tested in without.notes
-    assert not any("scores for different items" in note for note in without.notes)
+    assert not_tested in without.texts
+    assert not any("scores for different items" in note for note in without.texts)
 
 
 def test_figures_are_of_the_means_and_examples_of_the_first_seed(study):
@@ -123,14 +123,14 @@ def test_equal_seeds_have_an_unknown_variance_and_no_test(tmp_path):
     shares = {"pretrained": (0.1,) * 3, "whole": (0.2,) * 3, "part.block.8": (0.5,) * 3, "part.block.16": (0.3,) * 3}
     built = build_report(write_study(tmp_path / "out", shares))
     assert built.table.comparisons == 0
-    text = " ".join(built.notes)
+    text = " ".join(built.texts)
     assert not re.search("evaluated once|items have the same score|and the seed variance", text)
     reason = "the seeds of every model with several seeds have equal scores"
     assert f"Reason: {reason}: their variance is unknown." in text
     assert f"No test on retrieval T→I R@1, because {reason}: their variance is unknown (" in text
     for file in (tmp_path / "out").glob("results/*-s[12]/*.json"):
         file.unlink()
-    text = " ".join(build_report(tmp_path / "out").notes)  # one seed of each
+    text = " ".join(build_report(tmp_path / "out").texts)  # one seed of each
     assert "means over" not in text
     assert "do not include seed variance" in text
 
@@ -157,7 +157,7 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     noise = training_noise([*models.values()])
     assert noise.of(models["whole"]) > 0
     assert [cell.row for cell in built.table.scores if "1 seed: most of" in cell.caution] == ["whole"]
-    assert re.search(r"Few seeds: .* in only \d+ % with 1 seed \(whole\)", " ".join(built.notes))
+    assert re.search(r"Few seeds: .* in only \d+ % with 1 seed \(whole\)", " ".join(built.texts))
     cells = {cell.row: cell for cell in built.table.scores}
     interval = scores_interval(models["whole"], noise)
     assert (cells["whole"].ci_low, cells["whole"].ci_high) == pytest.approx((100 * interval.low, 100 * interval.high))
@@ -174,7 +174,7 @@ def test_seeds_that_were_measured_otherwise_are_no_part_of_the_mean(study, tmp_p
     report = build_report(copied)
     cell = report.table.cell("whole", "retrieval", "t2i_r1")
     assert (cell.group, cell.by_seed) == (0, pytest.approx({0: 20, 2: 30}))
-    assert any(note.startswith("† whole (seed 1) on retrieval T→I R@1 was measured") for note in report.notes)
+    assert any(note.startswith("† whole (seed 1) on retrieval T→I R@1 was measured") for note in report.texts)
     items.loc[50:, ["hit", "score"]] = np.nan
     put_result(copied / "results", "whole-s1", "retrieval", items, primary=("t2i_r1",), digest="whole 1")
     lines = {line["model"]: line for line in rows_of(rendered(build_report(copied), "csv"))}
@@ -189,7 +189,7 @@ def test_a_result_from_before_a_change_of_a_scripts_module_is_no_number(tmp_path
     cells = {cell.row: cell for cell in build_report(tmp_path / "out").table.scores}
     assert cells["whole"].by_seed == pytest.approx({0: 20, 2: 30})
     assert cells["pretrained"].value is not None
-    notes = build_report(tmp_path / "out/results").notes  # without the study's own rows
+    notes = build_report(tmp_path / "out/results").texts  # without the study's own rows
     why = "not run since the study or the version of its command changed"
     assert f"Out of date: whole-s1 on retrieval: {why}." in notes
 

@@ -60,7 +60,7 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     assert (delta.value, delta.p_adjusted) == (0, 1)
     assert set(marks(report).values()) == {""}
     assert "do not differ significantly" in report.answer
-    assert "Minimum detectable difference" not in text_of(report)  # nothing is known of it
+    assert not any(map(report.table.detectable, report.table.columns))  # nothing is known of it
 
 
 def test_models_of_other_settings_are_not_ranked_together_but_of_other_inputs_they_are(tmp_path):
@@ -72,7 +72,7 @@ def test_models_of_other_settings_are_not_ranked_together_but_of_other_inputs_th
     report = build_report(tmp_path, baseline="clip")
     assert marks(report) == {"clip": "", "clips": "", "untrained": "", "lucky": "", "large": "best"}
     assert (cell(report, "lucky").group, cell(report, "lucky").delta) == (1, None)
-    (note,) = [note for note in report.notes if note.is_about(cell(report, "lucky"), "protocol")]
+    (note,) = [note.text for note in report.notes if note.is_about(cell(report, "lucky"), "protocol")]
     assert note.startswith("† lucky on gqa exact match was measured under different settings")
     assert "easier" in note
     assert "224 for large" in text_of(report)
@@ -116,9 +116,9 @@ def test_differences_are_corrected_for_their_number_and_read_from_the_items(repo
     assert 0 < delta.p_value <= delta.p_adjusted / 2
     assert 0 < delta.min_detectable < abs(delta.value)  # it was shown
     smaller, larger = sorted([delta.min_detectable, cell(report, "untrained").delta.min_detectable])
-    assert f"{smaller:.1f} to {larger:.1f} on gqa exact match" in text_of(report)
-    assert "; ranges are over the models; " in text_of(report)
-    assert "a smaller difference can be significant)" in text_of(report)
+    text = f"{smaller:.1f} to {larger:.1f}"
+    assert report.table.detectable(delta.cell.column) == text
+    assert f'<span class="interval">{text}</span>' in rendered(report, "html")
 
 
 @pytest.mark.parametrize(("few", "many"), [("one", "two"), ("two", "one")])
@@ -203,7 +203,7 @@ def test_a_score_without_variance_has_no_interval_and_the_reason_is_said(tmp_pat
     put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
     report = build_report(tmp_path, baseline="one")
     reason = "the score does not vary over the images"
-    assert f"No interval: one on gqa exact match and two on gqa exact match. Reason: {reason}." in report.notes
+    assert f"No interval: one on gqa exact match and two on gqa exact match. Reason: {reason}." in report.texts
     known = pd.read_csv(io.StringIO(rendered(report, "csv"))).set_index("model")[["ci_low", "ci_high"]].notna()
     assert known.T.to_dict("list") == {"one": [False] * 2, "three": [True] * 2, "two": [False] * 2}
 
@@ -249,9 +249,9 @@ def test_models_with_other_shares_of_unread_answers_are_not_better_without_that_
     plain, guessed = (next(text for text in texts if text.startswith(f"{name} beats")) for name in ("plain", "guessed"))
     assert "read" not in plain
     assert f"; different shares of answers were not read: {swapped}." in guessed
-    (line,) = [note for note in report.notes if note.startswith("Answers not read (")]  # not of plain's few
+    (line,) = [note for note in report.texts if note.startswith("Answers not read (")]  # not of plain's few
     assert line.endswith(": 25.0 % of guessed on gqa (as wrong answers: exact match 66.7 instead of 91.7).")
-    assert any(note.startswith("Models with different scores") and swapped in note for note in report.notes)
+    assert any(note.startswith("Models with different scores") and swapped in note for note in report.texts)
     ending = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
     assert build_report(tmp_path).answer.endswith(ending)
     answers = {
@@ -275,7 +275,7 @@ def test_columns_are_chosen_after_the_tests_and_rows_before(results, report) -> 
     assert [column.metric for column in part.table.columns] == ["accuracy", "exact_match"]
     assert deltas(part) == {key: p for key, p in deltas(report).items() if key[1] != "retrieval"}
     assert part.table.comparisons == report.table.comparisons
-    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.notes[0]
+    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.texts[0]
     assert "retrieval" not in part.answer
     more = build_report(results, selection=Selection(benchmarks=("pope:Share of Yes", "pope:yes")))
     assert [column.metric for column in more.table.columns] == ["yes"]  # which the main table lacks
@@ -284,7 +284,7 @@ def test_columns_are_chosen_after_the_tests_and_rows_before(results, report) -> 
     assert [row.name for row in rows.table.rows] == ["untrained", "clip"]
     assert {each.row for each in rows.table.scores if each.mark == "best"} == {"clip"}
     assert rows.table.comparisons == 4
-    assert rows.notes[0].startswith("Omitted from this table: 1 of 3 models.")
+    assert rows.texts[0].startswith("Omitted from this table: 1 of 3 models.")
     alone = build_report(results, baseline="clip", selection=Selection(models=("c*s", "untrained")))
     assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
     assert {row.baseline for row in alone.table.rows} == {None}  # as it is omitted
@@ -314,7 +314,7 @@ def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below)
     built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance, yes)
     assert built.answer.endswith(answer or built.answer)
     assert ("chance" in built.answer) == bool(answer)
-    said = [line for line in built.notes if line.startswith("Not significantly above chance")]
+    said = [line for line in built.texts if line.startswith("Not significantly above chance")]
     assert bool(said) == (below is not None)
     assert not below or said[0].endswith(below)
     assert marks(built, "pope") == {"clip": "", "clips": "" if answer else "best"}

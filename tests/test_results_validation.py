@@ -181,7 +181,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results, fields: dict[str, obje
     cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.scores}
     assert cells["clip", "pope"].missing.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
-    assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.notes)
+    assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.texts)
     assert "& invalid &" in rendered(built, "latex")
     for name in ("html", "markdown", "csv", "wide"):
         assert "invalid: clip/pope.json" in rendered(built, name).replace(r"\_", "_"), name
@@ -252,4 +252,4 @@ def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(resu
     built = build_report(results, baseline="clips")
     (cell,) = [each for each in built.table.scores if (each.row, each.column.benchmark) == ("clip", "pope")]
     assert (cell.value, cell.delta) == (value * 100, None)
-    assert "Not checked, because their items are missing: clip on pope." in built.notes
+    assert "Not checked, because their items are missing: clip on pope." in built.texts

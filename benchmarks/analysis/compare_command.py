@@ -67,7 +67,7 @@ def compare(config: CompareConfig) -> None:
     from rich.console import Console
 
     report, console = build_comparison(config), Console(highlight=False)
-    print_report(report, console)
+    print_report(report, console, all_notes=True)
     if (differences := difference_frame(report)).size:
         print_frame(differences, console, title="A − B")
     if config.output:

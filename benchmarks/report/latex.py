@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report.averages import Interval, Overall
 from benchmarks.report.latex_style import COLUMN_GAP, fit_float, split_columns
 from benchmarks.report.measures import cell_texts
-from benchmarks.report.notes import LATEX, mark_legend, variance_sources
+from benchmarks.report.notes import KINDS, LATEX, mark_legend, variance_sources
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import ELSEWHERE, UNCREDITED, Cell, Column, RankMark, Table
@@ -40,7 +40,7 @@ def render_latex(report: Report) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     parts = [_HEAD, *_floats(report, f"tab:{name}"), _comment(report.answer)]
     parts += [_comment(line) for line in mark_legend(report.table, LATEX) if not line.startswith(_OF_MARKS)]
-    parts += [_comment(note) for note in report.notes if note.kind not in {"caveat", "missing"}]
+    parts += [_comment(note.text) for note in report.notes if not KINDS[note.kind].is_caveat and note.kind != "missing"]
     if report.reference_results:
         frame, label = report.reference_results.text(), f"tab:{name}-published"
         parts += _frame_floats(frame, REFERENCE_NOTE, label, report.latex.text_width)
@@ -50,7 +50,7 @@ def render_latex(report: Report) -> str:
 
 def _floats(report: Report, label: str) -> list[str]:
     frame, texts, table = _frame(report), _texts(report), report.table
-    caveats = latex_text(" ".join(note for note in report.notes if note.kind == "caveat"))
+    caveats = latex_text(" ".join(note.text for note in report.notes if KINDS[note.kind].is_caveat))
     parts = split_columns(texts, report.latex.text_width)
     fit = fit_float(texts, parts, report.latex.text_width)
     lines: list[str] = []

@@ -1,11 +1,16 @@
-"""The notes below the table, as data: on marks, intervals and tests, and on what is missing, confounded or apart."""
+"""The notes below the table, as data: on marks, intervals and tests, and on what is missing, confounded or apart.
+
+A note has a kind and is about cells. A kind of ``KINDS`` has the heading of its notes, and a brief: one short sentence
+for all of them, if they change how the table is to be read. The page shows the first briefs below the legend, and all
+notes behind one line.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
@@ -32,25 +37,29 @@ from benchmarks.tasks.listing import parts
 _MAX_UNREAD = 4  # pairs in a sentence
 
 
-class Note(str):
-    """The text of a note, with its kind and cells.
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A note on some cells.
 
-    Attributes:
-        kind: ``missing``, ``protocol`` or ``uncredited``, to which a cell's sign links; ``caveat`` of a reservation
-            that a paper should print; otherwise empty.
+    Args:
+        kind: a key of ``KINDS``.
+        text: complete sentences.
+        count: how many models, benchmarks or numbers it is about, for the brief of its kind.
         places: row of the seed table, benchmark and metric of its cells.
     """
 
-    kind: str = ""
+    kind: str
+    text: str
+    count: int = 1
     places: frozenset[tuple[str, str, str]] = frozenset()
 
     @staticmethod
-    def of(kind: str, text: str, cells: Iterable[Cell] = ()) -> Note:
+    def of(kind: str, text: str, cells: Iterable[Cell]) -> Note:
         """A note on some cells."""
-        note = Note(text)
-        note.kind = kind
-        note.places = frozenset(place for cell in cells for place in _places(cell))
-        return note
+        own = [*cells]
+        return Note(
+            kind=kind, text=text, count=len(own), places=frozenset(place for cell in own for place in _places(cell))
+        )
 
     def is_about(self, cell: Cell, kind: str) -> bool:
         """Whether a cell's sign, or why it is missing, is explained here."""
@@ -59,6 +68,85 @@ class Note(str):
 
 def _places(cell: Cell) -> list[tuple[str, str, str]]:
     return [(row, cell.column.benchmark, cell.column.metric) for row in cell.rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What notes of a kind share.
+
+    Args:
+        title: the heading above them.
+        brief: the sentence at first sight, of at most `MAX_WORDS` words; ``{count}`` is that of all notes, and
+            ``{s}``, ``{is}`` follow it. Empty if they do not change how the table is to be read.
+        is_caveat: whether a paper should print them below the table.
+    """
+
+    title: str
+    brief: str = ""
+    is_caveat: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "omitted": Kind(title="Omitted"),
+    "study": Kind(title="Of the study", is_caveat=True),
+    "contradiction": Kind(
+        title="Contradictions", brief="{count} number{s} contradict{v} another one of the same answers."
+    ),
+    "training": Kind(
+        title="Training settings",
+        brief="Some models were trained with other settings than their baseline, which may explain a difference.",
+        is_caveat=True,
+    ),
+    "part": Kind(
+        title="Parts of benchmarks",
+        brief="{count} benchmark{s} {is} measured on a part of the questions only.",
+        is_caveat=True,
+    ),
+    "uncredited": Kind(
+        title="Not credited to the images",
+        brief="‡ {count} score{s} {is} not significantly better than without the image.",
+    ),
+    "chance": Kind(
+        title="Not above chance", brief="{count} score{s} {is} not significantly above chance.", is_caveat=True
+    ),
+    "protocol": Kind(
+        title="Other settings", brief="† {count} number{s} {is} of other evaluation settings, and ranked apart."
+    ),
+    "few seeds": Kind(title="Few seeds", brief="Intervals of {count} model{s} with few seeds may be too narrow."),
+    "missing": Kind(title="Missing numbers", brief="{count} number{s} {is} missing."),
+    "unread": Kind(title="Answers not read", brief="More than 2 % of the answers of {count} score{s} were not read."),
+    "untested": Kind(title="No interval or test", brief="{count} number{s} {has} no interval or no test."),
+    "unchecked": Kind(title="Not checked"),
+    "intervals": Kind(title="Intervals"),
+    "baselines": Kind(title="Chance and trivial baselines"),
+    "gains": Kind(title="Gain over blind"),
+    "inputs": Kind(title="Input settings"),
+    "scorer": Kind(title="Scorers"),
+    "elsewhere": Kind(title="Measured elsewhere"),
+    "power": Kind(title="More seeds"),
+}
+"""In the order of their importance; a new kind is an entry here."""
+MAX_WORDS = 25
+_BRIEFS = 3
+
+
+def brief_notes(notes: Sequence[Note]) -> list[str]:
+    """At most three short sentences on what changes how the table is to be read, the most important first."""
+    as_written = [note for note in notes if note.kind in {"omitted", "study"}]
+    found = [note.text for note in as_written if len(note.text.split()) <= MAX_WORDS]
+    for name, kind in KINDS.items():
+        count = sum(note.count for note in notes if note.kind == name)
+        if count and kind.brief:
+            one = count == 1
+            words = {"s": "" if one else "s", "is": "is" if one else "are", "has": "has" if one else "have"}
+            found.append(kind.brief.format(count=count, v="s" if one else "", **words))
+    return found[:_BRIEFS]
+
+
+def grouped_notes(notes: Sequence[Note]) -> list[tuple[str, list[Note]]]:
+    """Heading → notes, in the order of the kinds."""
+    groups = [(kind.title, [note for note in notes if note.kind == name]) for name, kind in KINDS.items()]
+    return [(title, own) for title, own in groups if own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +172,10 @@ PLAIN = MarkStyle(best="", tied="")
 
 
 def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[Note]:
-    """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
-    groups: Sequence[Iterable[str]] = (
-        (Note.of("caveat", each) for each in source.notes),
+    """All notes that apply, in the order of their kinds; ``seed_table`` is the one before the aggregation of seeds."""
+    groups: Sequence[Iterable[Note]] = (
+        (Note(kind="study", text=each) for each in source.notes),
         _about_intervals(table),
-        _about_power(table),
         _about_chance(table),
         _about_gains(table),
         _about_unread(table),
@@ -103,7 +190,8 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
         _about_inputs(source),
         _about_another_seed(table),
     )
-    return [each if isinstance(each, Note) else Note(each) for group in groups for each in group]
+    notes = [each for group in groups for each in group]
+    return sorted(dict.fromkeys(notes), key=lambda note: [*KINDS].index(note.kind))
 
 
 def mark_legend(table: Table, style: MarkStyle) -> Iterator[str]:
@@ -170,7 +258,7 @@ def unread_differences(table: Table, cells: Iterable[Cell], others: Container[st
     return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
 
 
-def _about_intervals(table: Table) -> Iterator[str]:
+def _about_intervals(table: Table) -> Iterator[Note]:
     with_interval = [cell for cell in table.scores if cell.ci_low is not None]
     kinds = {cell.seed_variance for cell in with_interval}
     lines = [f"Numbers are means over up to {table.seeds} seeds."] if table.seeds > 1 else []
@@ -180,25 +268,26 @@ def _about_intervals(table: Table) -> Iterator[str]:
             "variance, half a model's own and half that of all trained models of a column, or only its own if that is "
             "larger by an F test at 10 %."
         )
-        few: dict[int, dict[str, None]] = {}  # seeds → models
-        for cell in with_interval:
-            if cell.caution and cell.evidence is not None:
-                few.setdefault(cell.evidence.num_seeds, {})[cell.row] = None
-        if few:
-            shares = [
-                f"{IF_SEEDS_VARY_MORE[seeds]} % with {seeds} seed{'s' if seeds > 1 else ''} ({join_row_names(rows)})"
-                for seeds, rows in sorted(few.items())
-            ]
-            lines.append(
-                "Few seeds: if the trainings of a model vary three times as much as those of the others, its intervals "
-                f"may cover the truth in only {join_with_and(shares)}."
-            )
         if "none" in kinds:
             lines.append("A pretrained model is evaluated once, and its interval is over images only.")
     elif with_interval:
         lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
     if lines:
-        yield " ".join(lines)
+        yield Note(kind="intervals", text=" ".join(lines))
+    few: dict[int, dict[str, None]] = {}  # seeds → models
+    for cell in with_interval:
+        if cell.caution and cell.evidence is not None:
+            few.setdefault(cell.evidence.num_seeds, {})[cell.row] = None
+    if few:
+        shares = [
+            f"{IF_SEEDS_VARY_MORE[seeds]} % with {seeds} seed{'s' if seeds > 1 else ''} ({join_row_names(rows)})"
+            for seeds, rows in sorted(few.items())
+        ]
+        text = (
+            "Few seeds: if the trainings of a model vary three times as much as those of the others, its intervals may "
+            f"cover the truth in only {join_with_and(shares)}."
+        )
+        yield Note(kind="few seeds", text=text, count=len({row for rows in few.values() for row in rows}))
     unknown = []
     for column in table.columns if "included" in kinds else ():
         numbers = [cell for cell in table.cells(column) if cell.ci_low is not None]
@@ -206,53 +295,40 @@ def _about_intervals(table: Table) -> Iterator[str]:
         all_of_column = rows and not any(cell.seed_variance == "included" for cell in numbers)
         unknown += [column.title] if all_of_column else [f"{row} on {column.title}" for row in rows]
     if unknown:
-        yield f"No seed variance is known on {join_with_and(unknown)}: intervals and tests are over images only."
+        where = join_with_and(unknown)
+        yield Note(
+            kind="intervals", text=f"No seed variance is known on {where}: intervals and tests are over images only."
+        )
     untestable: dict[tuple[str, str], list[str]] = {}
     for first, second in table.untestable:
         reason = next(cell.no_interval for cell in (first, second) if cell.ci_low is None)
         untestable.setdefault((first.column.title, reason), []).append(f"{first.row} and {second.row}")
     for (title, reason), pairs in untestable.items():
-        yield f"No test on {title}, because {reason} ({join_or_count(pairs, 'pairs')})."
+        yield Note(
+            kind="untested", text=f"No test on {title}, because {reason} ({join_or_count(pairs, 'pairs')}).", count=0
+        )
     unknown_on: dict[str, list[str]] = {}  # models → metrics
     order = [row.name for row in table.rows]
     for sets in table.other_items:
         title, known = sets[0][0].column.title, [cells for cells in sets if cells[0].evidence is not None]
         if len(known) > 1:
             names = "; ".join(join_row_names(cell.row for cell in cells) for cells in known)
-            yield (
+            text = (
                 f"{title}: the models have scores for different items, and only those with the same ones are tested "
                 f"against each other: {names}."
             )
+            yield Note(kind="untested", text=text, count=sum(map(len, known[1:])))
         if unknown := [cell.row for cells in sets for cell in cells if cell.evidence is None]:
             unknown_on.setdefault(join_row_names(sorted(unknown, key=order.index)), []).append(title)
     if where := "; ".join(f"{names} on {join_or_count(titles, 'metrics')}" for names, titles in unknown_on.items()):
-        yield f"Not tested, because the items do not determine the score: {where}."
+        yield Note(kind="untested", text=f"Not tested, because the items do not determine the score: {where}.", count=0)
     without: dict[str, list[Cell]] = {}
     for cell in table.scores:
         if cell.value is not None and cell.ci_low is None:
             without.setdefault(cell.no_interval, []).append(cell)
     for reason, cells in without.items():
         where = join_or_count([*dict.fromkeys(f"{cell.row} on {cell.column.title}" for cell in cells)], "numbers")
-        yield f"No interval: {where}. Reason: {reason}."
-
-
-def _about_power(table: Table) -> Iterator[str]:
-    """The minimum detectable differences: a difference that is not significant may still exist."""
-    differences = []
-    for column in table.columns:
-        values = [cell.delta.min_detectable for cell in table.cells(column) if cell.delta]
-        known = sorted(filter(math.isfinite, values))
-        if known and column.ranked:
-            ends = " to ".join(dict.fromkeys(map(column.small_text, (known[0], known[-1]))))
-            differences.append(f"{ends} on {column.title}")
-    if differences:
-        ranges = "; ranges are over the models" if any(" to " in each for each in differences) else ""
-        yield (
-            f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
-            f"level with power 0.8 and the observed variance over {variance_sources(table)}{ranges}; larger for models "
-            "that differ on more items, and after the correction for many tests; a smaller difference can be "
-            "significant)."
-        )
+        yield Note.of("untested", f"No interval: {where}. Reason: {reason}.", cells)
 
 
 def title_with_baselines(column: Column) -> str:
@@ -261,14 +337,13 @@ def title_with_baselines(column: Column) -> str:
     return column.title + (f" ({' or '.join(others)})" if others else "")
 
 
-def _about_chance(table: Table) -> Iterator[str]:
+def _about_chance(table: Table) -> Iterator[Note]:
     names = list(dict.fromkeys(name for column in table.columns for name in column.trivial_baselines()))
     others = join_with_and([name for name in names if name != CHANCE]) if names[1:] else ""
     if table.has_chance_level:
-        yield (
-            "Chance is the score of guessing among the answers, computed from the same items"
-            f"{f', with {others} where that scores higher' if others else ''}."
-        )
+        more = f", with {others} where that scores higher" if others else ""
+        text = f"Chance is the score of guessing among the answers, computed from the same items{more}."
+        yield Note(kind="baselines", text=text)
     by_model: dict[str, list[str]] = {}
     for column in table.columns:
         for cell in table.cells(column):
@@ -279,13 +354,11 @@ def _about_chance(table: Table) -> Iterator[str]:
         by_metrics.setdefault(tuple(titles), []).append(row)
     where = [f"{join_or_count(rows, 'models')} on {join_or_count(on, 'metrics')}" for on, rows in by_metrics.items()]
     if where:
-        yield Note.of(
-            "caveat",
-            f"Not significantly above chance (the 95 % interval contains chance or is worse): {'; '.join(where)}.",
-        )
+        text = f"Not significantly above chance (the 95 % interval contains chance or is worse): {'; '.join(where)}."
+        yield Note(kind="chance", text=text, count=sum(map(len, by_model.values())))
 
 
-def _about_gains(table: Table) -> Iterator[str]:
+def _about_gains(table: Table) -> Iterator[Note]:
     lines, conditions = [], set[str]()
     for column in table.columns:
         with_gain = [cell for cell in table.cells(column) if cell.gains]
@@ -305,12 +378,12 @@ def _about_gains(table: Table) -> Iterator[str]:
         seen = "; ".join(
             f"{kind.replace('_', ' ')}: {name}" for kind, name in CONDITION_NAMES.items() if kind in conditions
         )
-        yield (
+        text = (
             f"Gain over blind: the score minus that of the same model on the same items without their image ({seen}), "
             "with its 95 % interval, paired by image. A score is credited to the images if the gain over each is "
             "significant (two-sided 5 %, not corrected for other cells)."
         )
-        yield from lines
+        yield from (Note(kind="gains", text=each) for each in (text, *lines))
     for cell in table.scores:
         if cell.credited is False:
             column = cell.column
@@ -328,10 +401,11 @@ def _about_gains(table: Table) -> Iterator[str]:
     for cell in table.scores:
         unknown = {gain.no_interval: None for name, gain in cell.all_gains.items() if name not in cell.gains}
         if unknown and cell.ci_low is not None:
-            yield f"{cell.row} on {cell.column.title} has no gain over blind: {join_with_and([*unknown])}."
+            reasons = join_with_and([*unknown])
+            yield Note(kind="gains", text=f"{cell.row} on {cell.column.title} has no gain over blind: {reasons}.")
 
 
-def _about_unread(table: Table) -> Iterator[str]:
+def _about_unread(table: Table) -> Iterator[Note]:
     """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
     found: dict[str, list[str]] = {}  # share of a model's answers on a benchmark → scores that would differ
     for cell in table.scores:
@@ -351,12 +425,13 @@ def _about_unread(table: Table) -> Iterator[str]:
     if found:
         what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
         texts = [name + (f" (as wrong answers: {join_with_and(own)})" if own else "") for name, own in found.items()]
-        yield f"Answers not read ({what}): {'; '.join(texts)}."
+        yield Note(kind="unread", text=f"Answers not read ({what}): {'; '.join(texts)}.", count=len(found))
     if pairs := unread_differences(table, table.scores, {row.name for row in table.rows}):
-        yield f"Models with different scores of whose answers different shares were not read: {pairs}."
+        text = f"Models with different scores of whose answers different shares were not read: {pairs}."
+        yield Note(kind="unread", text=text, count=0)
 
 
-def _about_another_seed(table: Table) -> Iterator[str]:
+def _about_another_seed(table: Table) -> Iterator[Note]:
     """Another seed or stop? By how much the minimum detectable difference would shrink with more seeds."""
     shrinks: dict[str, str] = {}  # of the first metric of each benchmark
     for column, components in column_components(table).items() if table.seeds else ():
@@ -368,10 +443,11 @@ def _about_another_seed(table: Table) -> Iterator[str]:
             at_most = f" (at most {limit})" if limit != "100 %" else ""
             shrinks.setdefault(column.benchmark, f"{another}{at_most} on {column.title}")
     if shrinks:
-        yield (
+        text = (
             "Another seed or stop? Another seed of every model (at most: any number of seeds) reduces the minimum "
             f"detectable difference by {join_with_and([*shrinks.values()])}."
         )
+        yield Note(kind="power", text=text)
 
 
 def column_components(table: Table) -> dict[Column, Components]:
@@ -394,11 +470,11 @@ def column_components(table: Table) -> dict[Column, Components]:
     return found
 
 
-def _about_data(source: ReportSource) -> Iterator[str]:
+def _about_data(source: ReportSource) -> Iterator[Note]:
     """The trivial baselines, and linear probes that are tested on some of the images that they learn."""
     for name in source.benchmarks:
         for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""}):
-            yield f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}"
+            yield Note(kind="baselines", text=f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}")
     for name in source.benchmarks:
         found = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
         without: dict[str, list[str]] = {}
@@ -408,13 +484,14 @@ def _about_data(source: ReportSource) -> Iterator[str]:
             without.setdefault(score, []).append(row)
         for metric in [result.metrics[IN_TRAIN] for result in found.values()][:1]:  # the data are the same for all
             scores = "; ".join(f"{score} ({join_row_names(rows)})" for score, rows in without.items())
-            yield (
+            text = (
                 f"{name}: {round(metric.value * metric.n)} of {metric.n} test images are byte by byte in the training "
                 f"split of the probe. Without them acc@1 is: {scores}."
             )
+            yield Note(kind="baselines", text=text)
 
 
-def _about_training(source: ReportSource) -> Iterator[str]:
+def _about_training(source: ReportSource) -> Iterator[Note]:
     """The models with other data, steps, batch sizes, learning rates, … than their baseline; seeds may differ."""
     by_difference: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → models, their baselines
     trainings: dict[str, TrainingSettings] = {}
@@ -438,7 +515,7 @@ def _about_training(source: ReportSource) -> Iterator[str]:
         shown = "; ".join(each for each in differences if f"encoder.{each}" not in differences)
         who = f"{join_row_names(models)} and {join_row_names(baselines)}"
         explained = "This may explain a difference between the numbers."
-        yield Note.of("caveat", f"{who} were trained with different settings: {shown}. {explained}")
+        yield Note(kind="training", text=f"{who} were trained with different settings: {shown}. {explained}")
 
 
 def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
@@ -463,7 +540,7 @@ def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[N
         yield Note.of("missing", f"{join_row_names(rows)} on {on}: {fault.kind}{why}.", cells)
 
 
-def _about_missing_items(source: ReportSource) -> Iterator[str]:
+def _about_missing_items(source: ReportSource) -> Iterator[Note]:
     """The results without items: reading a result checks its numbers against its items."""
     by_models: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
@@ -472,13 +549,15 @@ def _about_missing_items(source: ReportSource) -> Iterator[str]:
             by_models.setdefault(join_row_names(models), []).append(benchmark)
     where = "; ".join(f"{models} on {join_or_count(names, 'benchmarks')}" for models, names in by_models.items())
     if where:
-        yield f"Not checked, because their items are missing: {where}."
+        yield Note(kind="unchecked", text=f"Not checked, because their items are missing: {where}.")
 
 
-def _about_parts(source: ReportSource) -> Iterator[str]:
+def _about_parts(source: ReportSource) -> Iterator[Note]:
     results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
     if part_sizes := parts(results):
-        yield Note.of("caveat", f"Measured on a part of the benchmark: {'; '.join(part_sizes)}.")
+        names = {each.partition(": ")[0] for each in part_sizes}
+        text = f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."
+        yield Note(kind="part", text=text, count=len(names))
 
 
 def _about_protocols(seed_table: Table) -> Iterator[Note]:
@@ -491,21 +570,22 @@ def _about_protocols(seed_table: Table) -> Iterator[Note]:
             yield Note.of("protocol", text, [cell])
 
 
-def _about_scorers(source: ReportSource) -> Iterator[str]:
+def _about_scorers(source: ReportSource) -> Iterator[Note]:
     """Numbers that contradict each other, and those of which the version of the scorer is all that is known."""
     by_version: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
         results = source.results(benchmark)
-        yield from contradictions(results)
+        yield from (Note(kind="contradiction", text=each) for each in contradictions(results))
         for row, result in results.items():
             if not has_known_scorer(result.protocol):
                 by_version.setdefault(str(result.protocol["scorer"]), []).append(f"{row} on {benchmark}")
     if by_version:
         found = [f"{join_or_count(names, 'numbers')} ({version})" for version, names in by_version.items()]
-        yield f"Scored by code of which the version is known, not the content: {'; '.join(found)}."
+        text = f"Scored by code of which the version is known, not the content: {'; '.join(found)}."
+        yield Note(kind="scorer", text=text)
 
 
-def _about_imports(source: ReportSource) -> Iterator[str]:
+def _about_imports(source: ReportSource) -> Iterator[Note]:
     """The results that other tools measured, by tool, and what their intervals are from."""
     by_tool: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
@@ -517,10 +597,10 @@ def _about_imports(source: ReportSource) -> Iterator[str]:
     found = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
     if found:
         sentence = "They are tested only against results of the same protocol with exactly the same items."
-        yield f"{ELSEWHERE} Measured elsewhere: {'; '.join(found)}. {sentence}"
+        yield Note(kind="elsewhere", text=f"{ELSEWHERE} Measured elsewhere: {'; '.join(found)}. {sentence}")
 
 
-def _about_inputs(source: ReportSource) -> Iterable[str]:
+def _about_inputs(source: ReportSource) -> Iterator[Note]:
     """The input settings that differ between models: they are part of a model, so the models are ranked together."""
     lines: dict[str, None] = {}
     for benchmark in source.benchmarks:
@@ -534,4 +614,4 @@ def _about_inputs(source: ReportSource) -> Iterable[str]:
                 setting = name.removeprefix(INPUT_PREFIX).replace("_", " ")
                 by_value = "; ".join(f"{value} for {join_row_names(models)}" for value, models in rows.items())
                 lines[f"Input settings differ between the models. {setting}: {by_value}."] = None
-    return lines
+    yield from (Note(kind="inputs", text=each) for each in lines)

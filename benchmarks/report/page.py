@@ -22,7 +22,7 @@ from benchmarks.report.examples import ImageDeduplicator, answer_galleries
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.measures import cell_texts
-from benchmarks.report.notes import PAGE
+from benchmarks.report.notes import PAGE, grouped_notes
 from benchmarks.report.plots import forest_plots, gain_figures, length_figures, sweep_figures
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -33,8 +33,11 @@ from clips.safe_text import jinja_finalize
 if TYPE_CHECKING:
     import jinja2
 
+_ABOUT_DETECTABLE = (
+    "minimum detectable difference from the baseline: what a single test at the 5 % level finds with power 0.8; "
+    "a range is over the models"
+)
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNFOLDED_NOTES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +135,12 @@ def report_figures(report: Report) -> dict[str, Figure]:
 
 def render_page(report: Report) -> str:
     """The complete page as HTML."""
-    notes = report.all_notes(PAGE)
-    first = len(notes) - len(report.notes)
+    groups = grouped_notes(report.notes)
+    ordered = [each for _, notes in groups for each in notes]
 
     def note(cell: Cell, kind: str) -> int | None:
         """The place of the note on a cell's sign, or on why it is missing."""
-        return next((first + place for place, each in enumerate(report.notes) if each.is_about(cell, kind)), None)
+        return next((place for place, each in enumerate(ordered) if each.is_about(cell, kind)), None)
 
     return (
         _environment()
@@ -146,10 +149,13 @@ def render_page(report: Report) -> str:
             title=report.source.title,
             command="clips-bench report",
             report=report,
-            notes=notes,
-            unfolded_notes=_UNFOLDED_NOTES,
+            first_notes=report.first_notes(PAGE),
+            note_groups=groups,
+            place=ordered.index,
             note=note,
             error_bar=functools.partial(error_bar, report.table),
+            detectable=[report.table.detectable(column) for column in report.table.columns],
+            about_detectable=_ABOUT_DETECTABLE,
             placed=[
                 (group, place == 0, column)
                 for group, (_, columns) in enumerate(report.table.benchmarks)

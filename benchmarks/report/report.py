@@ -19,7 +19,7 @@ from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source, with_baseline
-from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
+from benchmarks.report.notes import MarkStyle, Note, brief_notes, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.scores import mean_tables, seed_tables
 from benchmarks.report.table import Cell, Table
@@ -176,9 +176,18 @@ class Report:
         """The sentences that are not part of the answer."""
         return [sentence for sentence in self.sentences if not self.answer.startswith(sentence)]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the notes."""
+        return [note.text for note in self.notes]
+
     def all_notes(self, style: MarkStyle) -> list[str]:
         """The lines below the table: the legend of its marks in a format's ``style``, then the notes."""
-        return [*mark_legend(self.table, style), *self.notes]
+        return [*mark_legend(self.table, style), *self.texts]
+
+    def first_notes(self, style: MarkStyle) -> list[str]:
+        """The legend, and at most three short sentences on what changes how the table is to be read."""
+        return [*mark_legend(self.table, style), *brief_notes(self.notes)]
 
 
 def build_report(
@@ -238,7 +247,8 @@ def build_report(
     )
     omitted = [f"{total - left} of {total} {name}" for total, left, name in totals if left < total]
     tests = " Tests are corrected for all columns, omitted ones included." if complete_table.comparisons else ""
-    omissions = [f"Omitted from this table: {' and '.join(omitted)}.{tests}"] if omitted else []
+    text = f"Omitted from this table: {' and '.join(omitted)}.{tests}"
+    omissions = [Note(kind="omitted", text=text)] if omitted else []
     overall = overall_scores(complete_table)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
@@ -252,7 +262,7 @@ def build_report(
         overall=overall,
         answer=" ".join(filter(None, answer)),
         sentences=tuple(row_sentences(table)),
-        notes=(*map(Note, omissions), *table_notes(source, table, seed_table)),
+        notes=(*omissions, *table_notes(source, table, seed_table)),
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
     )

@@ -502,6 +502,12 @@ class Table:
         found = self.tested.get(frozenset({first.place, second.place}))
         return None if found is None else found.significant
 
+    def detectable(self, column: Column) -> str:
+        """The range of the minimum detectable differences from the baselines; empty if none is known."""
+        values = [cell.delta.min_detectable for cell in self.cells(column) if cell.delta and column.ranked]
+        known = sorted(filter(math.isfinite, values))
+        return " to ".join(dict.fromkeys(map(column.small_text, (known[0], known[-1])))) if known else ""
+
     @property
     def baselines(self) -> frozenset[str]:
         """The models that others are compared with."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.measures import cell_texts
-from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL
+from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL, grouped_notes
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import NOT_RUN, Cell, Column
@@ -94,7 +94,7 @@ _BORDER = 3  # a column's border and its padding
 _LONG = 14  # characters of a number with its margins; longer cells are remarks
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: Report, console: Console, *, all_notes: bool = False) -> None:
     """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
 
     The table is transposed if it has more metrics than models, so that it stays narrow, and split if it is too wide.
@@ -118,8 +118,12 @@ def print_report(report: Report, console: Console) -> None:
         line(f"Published. {REFERENCE_NOTE}", "dim")
         published = report.reference_results.text()
         print_frame(published, console, whole=[published.T])
-    for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
+    style = TERMINAL if console.color_system else PLAIN
+    for note in report.all_notes(style) if all_notes else report.first_notes(style):
         line(f"  {note}", "dim")
+    if report.notes and not all_notes:
+        kinds = ", ".join(title.lower() for title, _ in grouped_notes(report.notes))
+        line(f"  All notes are in the written formats, Markdown for example: {kinds}.", "dim")
 
 
 def print_frame(
