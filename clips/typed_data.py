@@ -203,7 +203,7 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         own = [field.name for option in options for field in dataclasses.fields(option)]
         known = [field for field, _ in field_types(kind)]
         ours = key.lower().replace("-", "_")
-        ours = _NAMES_ELSEWHERE.get(ours, ours)
+        ours = ours if ours in own else _NAMES_ELSEWHERE.get(ours, ours)  # a class may have another library's name
         near = [f"{outer}{field}" for field in difflib.get_close_matches(ours, own, n=1, cutoff=0.9)]
         near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
         likeness = 0.81 if key in _NO_SETTING else 0.5  # num_processes → processes, but not nodes → notes

@@ -24,6 +24,7 @@ from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.text_files import dump_yaml, parse_yaml
 from clips.typed_data import field_types, from_plain, is_config, options_of, to_plain, without_range
+from llava_bridge.conversion.convert_command import ConvertConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SOURCES = {"sources": [{"path": "a"}, {"path": "b"}]}
@@ -263,3 +264,9 @@ def test_what_is_written_as_yaml_is_read_back(examples: int):
         assert yaml.safe_load(dump_yaml([text])) == parse_yaml(dump_yaml([text])) == [text]
 
     generators.explore(check, examples)
+
+
+def test_a_field_named_as_in_another_library_is_suggested_before_its_name_here() -> None:
+    kind = ConvertConfig
+    with pytest.raises(UserError, match=r"unknown key 'VISION_TOWER'; did you mean 'vision_tower'\?"):
+        from_plain(kind, {"source": "x", "output": "x", "VISION_TOWER": "a"})

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.results.protocol import name_one_sided
 from benchmarks.results.results import Result, enclosing_study
 from benchmarks.study.state import CONFIG_FILE, find_producer, step_directory
+from benchmarks.study.step_kinds import STEP_KINDS
 from clips.core.artifact import MANIFEST, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
@@ -24,7 +25,6 @@ _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path
 _AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epochs"}
 """Length of a training: field of the config → field of the manifest, which has the actual length."""
 _DATA_FIELD = re.compile(r"(?:\w+\.)*data\.")  # its max_samples is not the length of a training
-_MODELS = ("encoder", "llava")  # types of trained artifacts
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
 # the most informative settings, which are printed although only one side states them
 _HEADLINE = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
@@ -211,7 +211,7 @@ def _manifest_of_step(path: str, study: Path) -> dict[str, Any] | None:
 
     for candidate in _candidates(path, study):
         found = find_producer(candidate)
-        if found is not None and found[1].kind in _MODELS:
+        if found is not None and found[1].kind in STEP_KINDS and STEP_KINDS[found[1].kind].trains:
             root, record = found
             with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):
                 config = yaml.safe_load((step_directory(root, record.name) / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ from benchmarks.study.state import (
     write_record,
 )
 from benchmarks.study.status import STATE_STYLES, follow_progress, progress_display, progress_view, read_statuses
+from benchmarks.study.step_kinds import STEP_KINDS
 from benchmarks.study.steps import StudyPlan, build_plan, resolve_resources, with_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.trash import TRASH, check_costly, move, replacements, size_of
@@ -307,7 +308,8 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
     """
     plan = resolve_study(config)
     output = plan.study.directory
-    named = matching_steps(plan.steps, config.steps) or {step.name for step in plan.steps if step.kind != "data"}
+    named = matching_steps(plan.steps, config.steps)
+    named = named or {step.name for step in plan.steps if STEP_KINDS[step.kind].is_rerun}
     chosen: dict[str, Step] = {}
     for step in plan.steps:
         if step.name in named or not chosen.keys().isdisjoint(step.parents):
@@ -320,7 +322,7 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
                 if (record := read_record(output, step.name)) is not None:  # the rest of it stays, for the trash
                     write_record(output, replace(record, key="", outputs={}))
             cache = output / "results" / CACHE_DIR
-            if cache.is_dir() and any(step.kind == "evaluation" for step in existing):
+            if cache.is_dir() and any(STEP_KINDS[step.kind].evaluates for step in existing):
                 move(output, "kept", [cache])  # evaluations would reuse these model outputs
     log_info(f"{plan.study.name}: again {', '.join(chosen)}")
     run_study_steps(config, report=report)

@@ -21,29 +21,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from benchmarks.study.step_kinds import kind_of
 from clips.commandline.commands import Command
 from clips.core.identity import result_settings, version_of
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, Positive
 
-StepKind = Literal["data", "encoder", "llava", "evaluation"]
-STEP_KINDS = get_args(StepKind)
 CLI_ENTRY_POINTS: dict[str, str] = {  # program → the module whose ``COMMANDS`` lists its subcommands
     "clips": "clips.cli",
     "llava-bridge": "llava_bridge.cli",
     "clips-bench": "benchmarks.cli",
 }
 PYTHON_SCRIPT = "python"  # first word of a script of the user's: ``python path/to/script.py``
-TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
-_DISTRIBUTED = {  # command that may run in several processes → the module that torchrun runs in each
-    TRAIN_ENCODER: "clips.cli",
+_DISTRIBUTED_DATA: Mapping[tuple[str, ...], str] = {  # command of data steps → the module that torchrun runs
     ("clips", "recaption"): "clips.cli",
-    EVALUATE: "benchmarks",
-    TRAIN_LLAVA: "llava_bridge",
 }
 _TORCHRUN = "torchrun"
 _PORTS = range(20_000, 32_000)
@@ -138,7 +133,8 @@ def script_modules(words: tuple[str, ...]) -> dict[str, str]:
 
 def command_settings(words: tuple[str, ...], config: Any) -> Any:
     """The settings that a command's output depends on: of a training those that are not marked ``RUN_ONLY``."""
-    if words in {TRAIN_ENCODER, TRAIN_LLAVA}:
+    kind = kind_of(words)
+    if kind is not None and kind.trains:
         return result_settings(config, find_command(words).config_class())
     return config  # of an evaluation all: its identity has some of those marked (task, data, judge) in another form
 
@@ -152,19 +148,20 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
     Raises:
         UserError: the command runs in one process only.
     """
-    given = ("--config", str(config))
-    if words == TRAIN_LLAVA and resources.nodes == 1:  # 1 as well: it would use all visible GPUs
+    given, kind = ("--config", str(config)), kind_of(words)
+    if kind is not None and kind.starts_processes and resources.nodes == 1:  # 1 as well: it would use all visible GPUs
         return (*words, *given, "--distributed.num_processes", str(resources.processes))
     if resources.processes == resources.nodes == 1:
         return (*words, *given)
-    if words not in _DISTRIBUTED:
+    module = kind.module if kind is not None else _DISTRIBUTED_DATA.get(words)
+    if not module:
         raise UserError(
             f"resources: '{' '.join(words)}' runs in one process; got processes: {resources.processes}, "
             f"nodes: {resources.nodes}"
         )
     timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
     count = ("--nproc-per-node", str(resources.processes))
-    program = (*timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
+    program = (*timeout, *count, "-m", module, *words[1:], *given)
     if resources.nodes == 1:
         return (_TORCHRUN, "--standalone", *program)
     tasks = (f"--nodes={resources.nodes}", f"--ntasks={resources.nodes}", "--kill-on-bad-exit")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.formatting import join_or_count
-from benchmarks.study.launch import EVALUATE, PYTHON_SCRIPT, TRAIN_ENCODER, find_command
+from benchmarks.study.launch import PYTHON_SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.state import Step
+from benchmarks.study.step_kinds import STEP_KINDS, kind_of
 from benchmarks.study.steps import StudyPlan
 from benchmarks.study.study_record import NO_LLAVA
 from clips.core.artifact import log_info
@@ -42,13 +43,13 @@ def plan_warnings(plan: StudyPlan) -> tuple[str, ...]:
     sources = [
         (step.name, os.path.realpath(source["path"]), str(source.get("split", "train")))
         for step in plan.steps
-        if step.kind in {"encoder", "llava"}
+        if STEP_KINDS[step.kind].trains
         for source in _data_sources(step.config)
     ]
     tested = {
         benchmark["name"]: benchmark
         for step in plan.steps
-        if step.kind == "evaluation"
+        if STEP_KINDS[step.kind].evaluates
         for benchmark in step.config["benchmarks"]
     }
     for name, benchmark in tested.items():
@@ -140,12 +141,13 @@ def first_config_error(configs: Iterable[tuple[str, Sequence[str], Any]], study:
 
     for name, words, values in configs:
         try:
+            kind = kind_of(tuple(words))
             config: Any = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
             _check_model(config)
-            for benchmark in config.benchmarks if tuple(words) == EVALUATE else ():
+            for benchmark in kind.benchmarks(config) if kind else ():
                 if is_outside(benchmark.data):
                     _check_splits(benchmark)
-            for source in config.data.sources if tuple(words) == TRAIN_ENCODER else ():
+            for source in kind.sources(config) if kind else ():
                 if source.format == "table" and is_outside(source.path):
                     _open_source(source)  # checks its columns
         except UserError as error:

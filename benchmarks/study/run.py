@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,6 +30,7 @@ from benchmarks.study.state import (
     LOG_FILE,
     Step,
     StepRecord,
+    StepState,
     describe_machine,
     is_at_work,
     log_tail,
@@ -37,13 +38,13 @@ from benchmarks.study.state import (
     state_of,
     write_record,
 )
+from benchmarks.study.step_kinds import STEP_KINDS
 from benchmarks.study.trash import move, paths_of_output, replaced_outputs
 from clips.commandline.signals import STOP_SIGNALS, sigterm_interrupts
 from clips.core.artifact import atomic_write, git_state, library_versions, log_info
 from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
 from clips.gpus import visible_gpus
-from clips.method.recipes import RECIPES
 from clips.typed_data import from_plain, to_plain, to_yaml
 
 WORKFLOW = Path(__file__).with_name("study.smk")
@@ -52,8 +53,6 @@ MARKERS = ".markers"  # where Kubernetes keeps the markers of finished steps
 # What a command has to save and end; SLURM signals a job before its time limit, see the profile in scripts/slurm.
 GRACE_SECONDS, CLUSTER_GRACE_SECONDS = 20.0, 240.0
 _RUNNER_POLL_SECONDS, _JOB_POLL_SECONDS = 0.2, 0.1
-# Of steps that have not run yet, for the order in which they start.
-_USUAL_SECONDS = {"data": 60.0, "encoder": 600.0, "llava": 600.0, "evaluation": 120.0}
 Found = TypeVar("Found")
 
 
@@ -179,22 +178,12 @@ def chain_seconds(steps: Sequence[Step]) -> dict[str, float]:
     behind: dict[str, float] = {}
     for step in reversed(steps):
         record = read_record(step.study, step.name)
-        own = _USUAL_SECONDS[step.kind]
-        if record and record.status == "done":
-            own = record.seconds
-        elif step.kind == "encoder":
-            own *= 0 if step.config.get("max_steps") == 0 else cost_of_sample(step)  # an untrained encoder takes none
+        kind = STEP_KINDS[step.kind]
+        own = record.seconds if record and record.status == "done" else kind.usual_seconds * kind.cost(step.config)
         chains[step.name] = own + behind.get(step.name, 0.0)
         for parent in step.parents:
             behind[parent] = max(behind.get(parent, 0.0), chains[step.name])
     return chains
-
-
-def cost_of_sample(step: Step) -> float:
-    """The time of a training sample, relative to others of this kind of step: with a captioner about twice as long."""
-    recipe = step.config.get("recipe", {}) if step.kind == "encoder" else None
-    spec = RECIPES.get(recipe.get("name", "clips")) if isinstance(recipe, dict) else None
-    return 2.0 if spec and spec.captioning else 1.0
 
 
 def run_snakemake(output: Path, flags: Sequence[str], show: Callable[[], None]) -> int:
@@ -275,10 +264,9 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
             return False
         locks.callback(os.close, lock)
         state = state_of(step)
-        before = state.record
         if state.is_done:
             return True
-        if before is not None and before.status == "failed" and before.started >= plan["began"]:
+        if state.record is not None and state.record.status == "failed" and state.record.started >= plan["began"]:
             return False  # Snakemake's retries are for interrupted jobs
         environment, held = dict[str, str](), [lock]
         if plan["devices"]:  # of the runner's machine; a step without GPUs sees none, and a cluster assigns its own
@@ -288,49 +276,9 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
             environment, held = taken[0], [lock, *taken[1]]
             for gpu in taken[1]:
                 locks.callback(os.close, gpu)
-
-        resumed = None if state.rerun_reason else before
-        log_file = step.directory / LOG_FILE
-        seconds = resumed.seconds if resumed else 0.0
-        if resumed and resumed.status == "running" and log_file.is_file():  # killed: it took until it last wrote
-            seconds += max(0.0, log_file.stat().st_mtime - resumed.started)
-        if resumed is None:  # old and new outputs never mix
-            if old := [path for each in replaced_outputs(step, before) for path in paths_of_output(each)]:
-                move(step.study, name, old)
-            log_file.unlink(missing_ok=True)
-        atomic_write(step.directory / CONFIG_FILE, to_yaml(step.config))
-        words = launch_command(step.command, step.directory / CONFIG_FILE, step.resources)
-        former = [path for path in (before.output_paths if before else ()) if (step.study / path).exists()]
-        record = StepRecord(
-            name=name,
-            kind=step.kind,
-            command=" ".join(words),
-            key=step.key.key,
-            status="running",
-            started=time.time(),
-            seconds=seconds,
-            parts=step.key.parts,
-            outputs=step.key.outputs,
-            output_paths=tuple(dict.fromkeys([*step.output_paths(), *former])),  # former ones for `clean`
-            machine=describe_machine(),
-            git=git_state(),
-            versions=library_versions(),
-            accepted=resumed.accepted if resumed else (),
-        )
-        write_record(step.study, record)
-        own = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        with log_file.open("ab") as log:
-            process = subprocess.Popen(
-                resolve_executable(words),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **own, "MPLBACKEND": "Agg", **environment},
-                start_new_session=True,
-                pass_fds=held,  # until the command has ended, even if this process is killed
-                preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
-            )
-            exit_status, peak_mb = _wait(process, is_stopping)
+        record = _begin(step, state)
+        environment |= {"OMP_NUM_THREADS": str(job.threads)}
+        exit_status, peak_mb = _execute(step, environment, held, is_stopping)
         problems = step.problems() if exit_status == 0 else []
         status: Literal["done", "interrupted", "failed"] = "interrupted" if is_stopping() else "failed"
         if exit_status == 0 and not problems:
@@ -345,6 +293,67 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
         )
         write_record(step.study, ended)
         return status == "done"
+
+
+def _begin(step: Step, state: StepState) -> StepRecord:
+    """Write the config and the record of a step that starts; unless it resumes, its old outputs go to the trash."""
+    before = state.record
+    resumed = None if state.rerun_reason else before
+    log_file = step.directory / LOG_FILE
+    seconds = resumed.seconds if resumed else 0.0
+    if resumed and resumed.status == "running" and log_file.is_file():  # killed: it took until it last wrote
+        seconds += max(0.0, log_file.stat().st_mtime - resumed.started)
+    if resumed is None:  # old and new outputs never mix
+        if old := [path for each in replaced_outputs(step, before) for path in paths_of_output(each)]:
+            move(step.study, step.name, old)
+        log_file.unlink(missing_ok=True)
+    atomic_write(step.directory / CONFIG_FILE, to_yaml(step.config))
+    former = [path for path in (before.output_paths if before else ()) if (step.study / path).exists()]
+    record = StepRecord(
+        name=step.name,
+        kind=step.kind,
+        command=" ".join(launch_command(step.command, step.directory / CONFIG_FILE, step.resources)),
+        key=step.key.key,
+        status="running",
+        started=time.time(),
+        seconds=seconds,
+        parts=step.key.parts,
+        outputs=step.key.outputs,
+        output_paths=tuple(dict.fromkeys([*step.output_paths(), *former])),  # former ones for `clean`
+        machine=describe_machine(),
+        git=git_state(),
+        versions=library_versions(),
+        accepted=resumed.accepted if resumed else (),
+    )
+    write_record(step.study, record)
+    return record
+
+
+def _execute(
+    step: Step, environment: Mapping[str, str], held: Sequence[int], is_stopping: Callable[[], bool]
+) -> tuple[int, float | None]:
+    """Run a step's command; its exit status and the peak memory of its largest process in MiB.
+
+    Args:
+        step: whose config is written.
+        environment: variables of the command.
+        held: files with locks, which stay until the command has ended, even if this process is killed.
+        is_stopping: whether the command shall save and end.
+    """
+    words = launch_command(step.command, step.directory / CONFIG_FILE, step.resources)
+    fixed = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg"}
+    with (step.directory / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            resolve_executable(words),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **fixed, **environment},
+            start_new_session=True,
+            pass_fds=held,
+            preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+        )
+        return _wait(process, is_stopping)
 
 
 def _wait(process: subprocess.Popen[bytes], is_stopping: Callable[[], bool]) -> tuple[int, float | None]:

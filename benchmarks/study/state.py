@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.study.launch import Resources, StepKind
+from benchmarks.study.launch import Resources
 from benchmarks.study.locks import LOCK, is_locked
 from clips.core.artifact import MANIFEST, atomic_write, find_damage, lexical_abspath, read_manifest
 from clips.core.parent_death import usable_cores
@@ -61,7 +61,7 @@ class Step(Inputs):
     """One command that a user could type alone."""
 
     name: str  # unique in the study, such as ``encoder-clips``; also the directory under ``steps/``
-    kind: StepKind
+    kind: str  # a key of ``STEP_KINDS``
     command: tuple[str, ...]  # the words before ``--config``, such as ``("clips", "train")``
     outputs: tuple[Path, ...]  # directories or result files that no other step writes
     study: Path  # directory of the study

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.results.formatting import format_duration
 from benchmarks.study.locks import LOCK, is_locked
-from benchmarks.study.run import PLAN, cost_of_sample
+from benchmarks.study.run import PLAN
 from benchmarks.study.state import Step, StepRecord, log_tail, state_of
+from benchmarks.study.step_kinds import STEP_KINDS
 from benchmarks.study.steps import StudyPlan
 from benchmarks.study.trash import stated_seconds
 from clips.safe_text import strip_control_chars
@@ -115,20 +116,21 @@ class _Work(NamedTuple):
 
 def _work_of(step: Step) -> _Work:
     """Trainings of different numbers of steps are of one kind, and evaluations on the same benchmarks."""
-    cost = cost_of_sample(step)
+    kind = STEP_KINDS[step.kind]
+    cost = kind.cost(step.config) or 1.0  # a size is above 0
     parts: dict[str | None, Any] = {None: step.config}
-    if step.kind == "llava":
+    if kind.stages:
         chosen = step.config.get("stages")
-        names = [name for name in ("align", "instruct") if not isinstance(chosen, list) or name in chosen]
+        names = [name for name in kind.stages if not isinstance(chosen, list) or name in chosen]
         parts = {name: step.config.get(name) for name in names}
-    elif "stages" in step.config or step.kind == "evaluation":
+    elif "stages" in step.config or kind.evaluates:
         parts = {"": {}}  # the log counts within one of its stages, or of a benchmark's phases
     known = [part if isinstance(part, Mapping) else {} for part in parts.values()]
     factors = [(part.get("max_steps"), part.get("global_batch_size", 128)) for part in known]
     if factors and all(isinstance(each, int) and each > 0 for each in itertools.chain(*factors)):
         return _Work(step.command, {name: cost * math.prod(each) for name, each in zip(parts, factors, strict=True)})
     lengths = [f"{name} {part.get(name)}" for part in known for name in ("max_steps", "max_samples", "num_epochs")]
-    results = [path.name for path in step.outputs if step.kind == "evaluation"]
+    results = [path.name for path in step.outputs if kind.evaluates]
     return _Work((*step.command, *lengths, *results), {None if None in parts else "": cost})
 
 

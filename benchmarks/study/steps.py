@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.study.launch import (
-    EVALUATE,
     PYTHON_SCRIPT,
-    STEP_KINDS,
-    TRAIN_ENCODER,
-    TRAIN_LLAVA,
     Resources,
-    StepKind,
     command_settings,
     command_version,
     script_modules,
 )
 from benchmarks.study.schema import Settings, Study, deep_merge
 from benchmarks.study.state import MODULES, PARENT_MODULES, Inputs, Step, StepKey
+from benchmarks.study.step_kinds import STEP_KINDS
 from benchmarks.study.study_record import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
@@ -80,7 +76,7 @@ def build_plan(study: Study) -> StudyPlan:
         if not isinstance(command, str) or not command.split():
             raise UserError(f"data.{name}.command: expected a command such as 'python make.py', got {command!r}")
         config["output"] = str(study.directory / "data" / name)
-        builder.add(f"data-{name}", "data", tuple(command.split()), config)
+        builder.add(f"data-{name}", "data", config, command=tuple(command.split()))
     for name in study.benchmarks:
         column = {"name": name, **deep_merge(study.defaults.benchmark, study.benchmarks[name])}
         column.pop("encoders", None)  # a setting of the study: the encoders to evaluate
@@ -157,7 +153,7 @@ class _PlanBuilder:
         full_name, artifact = f"{name}-s{seed}", f"encoders/{name}-s{seed}"
         config = {"seed": seed, **settings, "output": str(study.directory / artifact)}
         if f"encoder-{full_name}" not in self.steps:
-            self.add(f"encoder-{full_name}", "encoder", TRAIN_ENCODER, config)
+            self.add(f"encoder-{full_name}", "encoder", config)
         try:
             recipe = Recipe(from_plain(RecipeConfig, config.get("recipe", {}), what="recipe"))
             has_text = bool(recipe.encoded)
@@ -197,7 +193,7 @@ class _PlanBuilder:
                 "output": str(study.directory / "llava" / llava),
                 "seed": row.seed,
             }
-            self.add(f"llava-{llava}", "llava", TRAIN_LLAVA, config)
+            self.add(f"llava-{llava}", "llava", config)
             settings = {**self._overridden({}, row, "evaluation"), "llava": f"{PATH_PREFIX}llava/{llava}"}
             cells |= self._evaluate(of_llava, llava, "llava", settings)
         spec = encoder.spec.removeprefix(PATH_PREFIX)
@@ -249,21 +245,22 @@ class _PlanBuilder:
             common = deep_merge(self.study.defaults.evaluation, settings) | own
             columns = {name: self.columns[name] for name in benchmarks}
             parts = {results / model / f"{name}.json": {**common, "benchmarks": [columns[name]]} for name in columns}
-            self.add(step, "evaluation", EVALUATE, {**common, "benchmarks": list(columns.values())}, parts)
+            self.add(step, "evaluation", {**common, "benchmarks": list(columns.values())}, parts)
         return {name: CellRecord(step=step, result=f"results/{model}/{name}.json") for name in benchmarks}
 
     def add(
         self,
         name: str,
-        kind: StepKind,
-        command: tuple[str, ...],
+        kind: str,
         config: Settings,
         parts: Mapping[Path, Settings] | None = None,
+        command: tuple[str, ...] = (),
     ) -> None:
         """Add a step; ``parts`` are its output files → the part of the config that each depends on.
 
-        By default it writes the directory ``config["output"]``.
+        By default it writes the directory ``config["output"]``, by the command of its kind.
         """
+        command = command or STEP_KINDS[kind].command
         outputs = tuple(parts or [Path(config["output"])])
         self.steps[name] = Step(
             **vars(self._resolve(name, command, config)),
@@ -498,6 +495,6 @@ def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequenc
         for pattern, override in patterns.items():
             settings |= override if fnmatch.fnmatchcase(step.name, pattern) else {}
         settings = {name: value for name, value in settings.items() if value is not None}
-        gpus = 0 if step.kind == "data" else settings.get("processes", 1)
+        gpus = settings.get("processes", 1) if STEP_KINDS[step.kind].uses_gpus else 0
         found.append(Resources(**{"gpus": gpus, **settings}))
     return found
