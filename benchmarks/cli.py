@@ -59,14 +59,9 @@ COMMANDS = {
     ),
     "study accept": Command(
         help="mark outputs of a study as current, despite a change",
-        target="benchmarks.study.upkeep:accept_outputs",
+        target="benchmarks.study.accept:accept_outputs",
         positional=("study",),
         rest="steps",
-    ),
-    "study clean": Command(
-        help="remove a study's trash and files that belong to no step",
-        target="benchmarks.study.upkeep:run_clean",
-        positional=("study",),
     ),
     "report": Command(
         help="write a page and tables from a study or a directory of results",

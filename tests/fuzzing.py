@@ -382,7 +382,6 @@ OPENED: dict[str, list[tuple[str, str]]] = {
         ("study plan {}", "study"),
         ("study status {}", "study"),
         ("study power {} --difference 1", "study"),
-        ("study clean {}", "study"),
     ],
 }
 """Program → words with ``{}`` for what is opened, and the fields of which the line may name one."""

@@ -275,8 +275,14 @@ class Truth:
         for frame in frames:
             hit = frame["hit"].to_numpy()
             values.append(np.nanmean(hit))
-            each = np.where(missing, 0.0, hit - values[-1]) / (~missing).sum()
-            influence.append(np.bincount(owner, each, len(images)))
+            others = [hit[(owner != place) & ~missing] for place in range(len(images))]
+            without = np.array([rest.mean() if len(rest) else np.nan for rest in others])
+            inside = np.bincount(owner, ~missing, len(images)) > 0
+            if inside.sum() > 1:  # what the mean loses without an image, as the jackknife asks
+                influence.append(np.where(inside, (1 - 1 / inside.sum()) * (values[-1] - without), 0.0))
+            else:
+                each = np.where(missing, 0.0, hit - values[-1]) / (~missing).sum()
+                influence.append(np.bincount(owner, each, len(images)))
         most = 100.0 / scale
         inside = all(np.nanmax(frame["hit"]) <= most for frame in frames)
         bounded = inside and results[0].metrics["m"].aggregation == "mean"

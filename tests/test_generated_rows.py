@@ -77,7 +77,8 @@ def test_no_key_of_a_row_is_ignored(examples: int, tmp_path: Path) -> None:
             columns = ("image", "images", "conversations", "messages")  # of all rows
             if place == "message" or not isinstance(value, str | bool) or key in columns:
                 return
-            pq.write_table(pa.Table.from_pylist([row, {**other, key: None} if key != "id" else other]), path)
+            second = other if key == "id" and isinstance(value, str) else {**other, key: None}  # of one type
+            pq.write_table(pa.Table.from_pylist([row, second]), path)
         elif form == "webdataset":
             if key in ("image", "images"):
                 return  # its images are members, whatever their names in the row

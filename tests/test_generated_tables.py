@@ -335,7 +335,9 @@ def test_listed_captions(
             if form != "csv" and data.draw(st.booleans()):
                 odd = 1
                 line = {"token": "99_x.jpg.1#0\tA dog .", "bar": "99.jpg| 4   A dog ."}[form]
-                lines.insert(data.draw(st.integers(0, len(lines))), line)
+                lines.insert(
+                    data.draw(st.integers(int(form == "bar" and header), len(lines))), line
+                )  # a header is first
             lines += [""] * data.draw(st.integers(0, 1))
             written = data.draw(st.sampled_from(["\n", "\r\n"])).join(lines)
         encoding = data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))

@@ -84,22 +84,17 @@ MISTAKES = [
     ("benchmarks study run study.yaml --nproc 8", "for a study, set 'resources' in its file"),
     ("clips plan train.yaml --gpus 64", "did you mean 'num_gpus'?"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
-    ("benchmarks study clean none.yaml", "none.yaml: no such file"),
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
     *(
         (f"benchmarks study {command}", "encoder: expected a study file (YAML), got a directory")
-        for command in ("run encoder", "plan encoder", "status encoder", "clean encoder", "accept encoder")
+        for command in ("run encoder", "plan encoder", "status encoder", "accept encoder")
     ),
     ("benchmarks study rerun encoder --steps x", "encoder: expected a study file (YAML), got a directory"),
     ("benchmarks study status captions.csv", "captions.csv: expected a mapping with name, encoders, benchmarks"),
     ("benchmarks study accept study.yaml --output encoder", "encoder/study.json: no study was run here"),
     ("benchmarks study accept study.yaml --output broken", "broken/study.json: not valid JSON"),
     ("benchmarks study accept study.yaml --output captions.csv", "captions.csv: no study was run here"),
-    ("benchmarks study clean study.yaml --output encoder", "encoder/study.json: no study was run here"),
-    ("benchmarks study clean study.yaml --output broken", "broken/study.json: not valid JSON"),
-    ("benchmarks study clean study.yaml --output odd", "odd/study.json: no study was run here"),
-    ("benchmarks study clean study.yaml --output listed", "listed/study.json: not a study record: expected a mapping"),
     ("benchmarks study power broken", "broken/study.json: not valid JSON"),
     ("benchmarks report broken", "broken/study.json: not valid JSON"),
     ("benchmarks compare broken encoder", "broken/study.json: not valid JSON"),

@@ -176,7 +176,7 @@ def test_the_command_line_overrides_the_study_file(tmp_path):
 def test_the_runner_is_light():
     code = (
         "import sys\n"
-        "from benchmarks.study import commands, preflight, run, status, upkeep\n"
+        "from benchmarks.study import commands, preflight, run, status, accept\n"
         "commands.resolve_study(commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
         "heavy = {'torch', 'transformers', 'pandas', 'open_clip', 'lmms_eval', 'snakemake'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -21,6 +21,7 @@ from study_material import SMALL
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
 from benchmarks.study import trash
+from benchmarks.study.accept import AcceptConfig, accept_outputs
 from benchmarks.study.commands import (
     RerunConfig,
     StatusConfig,
@@ -32,7 +33,6 @@ from benchmarks.study.commands import (
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.status import read_statuses
-from benchmarks.study.upkeep import AcceptConfig, CleanConfig, accept_outputs, run_clean
 from clips.core.artifact import lock_output, write_manifest
 from clips.errors import UserError
 
@@ -360,23 +360,6 @@ def test_rerun_moves_to_the_trash_what_it_makes_again_and_what_models_gave(tmp_p
     assert set(states(config).values()) == {"done"}
 
 
-def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
-    finished_study(tmp_path)
-    (tmp_path / "out/encoders/clips-s0/weights").write_bytes(b"0" * 3_000_000)
-    config = write_study(tmp_path, encoders=OTHER)
-    run_study(config)
-    said = capsys.readouterr().err
-    assert f"; {tmp_path}/out/trash holds 3.0 MB, which `clips-bench study clean` removes\n" in said
-    run_clean(CleanConfig(study=config.study))
-    said = capsys.readouterr().out
-    assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB, took (under )?\d+ s$", said, re.MULTILINE)
-    assert trashed(tmp_path)
-    (tmp_path / "out/trash/mine").mkdir()
-    run_clean(CleanConfig(study=config.study, yes=True))
-    assert [path.name for path in (tmp_path / "out/trash").iterdir()] == ["mine"]
-    assert set(states(config).values()) == {"done"}
-
-
 KILLED = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -449,84 +432,6 @@ def test_chosen_steps_run_again_with_what_depends_on_them(chosen, tmp_path, fini
         RerunConfig(study="study.yaml")
 
 
-def test_only_recorded_outputs_of_no_step_move_to_the_trash(tmp_path, finished_study, capsys):
-    finished_study(tmp_path)
-    spend(tmp_path, "encoder-clips-s0", 12 * 3600)
-    (tmp_path / "out/notes.txt").write_text("mine")
-    for path in ("encoders/thesis/chapter.tex", "results/mine/pope.json", "data/photos/1.jpg", "steps/mine/notes.txt"):
-        (tmp_path / "out" / path).parent.mkdir(parents=True)
-        (tmp_path / "out" / path).write_text("mine")
-    (tmp_path / "out/results/.cache/vectors").mkdir(parents=True)
-    for name in ("clip-s0", "clips-s0"):
-        (tmp_path / f"out/encoders/{name}.stages/1").mkdir(parents=True)
-    encoders = {name: value for name, value in SMALL["encoders"].items() if name != "clips"}
-    config = write_study(tmp_path, encoders=encoders)
-    everything = set((tmp_path / "out").rglob("*"))
-
-    run_clean(CleanConfig(study=config.study))
-    said = capsys.readouterr().out
-    assert "encoders/clips-s0, encoders/clips-s0.stages  0.0 MB, took 12 h 00 min\n" in said
-    assert "would move to the trash: 0.0 MB, took 12 h 00 min\n--yes removes and moves them" in said
-    assert set((tmp_path / "out").rglob("*")) == everything
-
-    run_clean(CleanConfig(study=config.study, yes=True))
-    left = set((tmp_path / "out").rglob("*"))
-    gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
-    assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
-    assert all("clips" in path for path in gone)
-    assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
-    assert "steps/encoder-clips-s0/step.json" in trashed(tmp_path)
-    assert (tmp_path / "out/notes.txt").exists()
-    assert (tmp_path / "out/results/.cache").exists()
-    assert set(states(config).values()) == {"done"}
-    capsys.readouterr()
-    run_clean(CleanConfig(study=config.study, yes=True))
-    assert capsys.readouterr().out.endswith("removed from the trash: 0.0 MB, took 12 h 00 min\n")
-    assert not trashed(tmp_path)
-    run_clean(CleanConfig(study=config.study, yes=True))
-    assert "every recorded output belongs to a step" in capsys.readouterr().out
-    run_clean(CleanConfig(study=config.study, yes=True, include_cache=True))
-    assert not (tmp_path / "out/results/.cache").exists()
-
-
-def test_clean_touches_no_directory_of_others(tmp_path, finished_study):
-    config = finished_study(tmp_path)
-    foreign = tmp_path / "home"
-    for path in ("data/photos", "encoders/mine", "results/thesis", "steps/1", "trash/later"):
-        (foreign / path).mkdir(parents=True)
-        (foreign / path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"study\.json: no study was run here"):
-        run_clean(CleanConfig(study=config.study, output=str(foreign), yes=True))
-    shutil.copytree(tmp_path / "out", foreign, dirs_exist_ok=True)
-    other = write_study(tmp_path, name="other", encoders={"clip": {"recipe": "clip"}})
-    everything = set(foreign.rglob("*"))
-    with pytest.raises(UserError, match=f"output: expected the directory of the study 'other', {foreign} is that of"):
-        run_clean(CleanConfig(study=other.study, output=str(foreign), yes=True))
-    assert set(foreign.rglob("*")) == everything
-
-
-def test_models_that_are_left_out_move_to_the_trash_and_can_return(tmp_path, finished_study):
-    config = finished_study(tmp_path)
-    run_clean(CleanConfig(study=config.study, include=("clip",), yes=True))
-    assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
-    assert (tmp_path / "out/encoders/clip-s0/made.txt").is_file()
-    [entry] = (tmp_path / "out/trash").glob("*Z-encoder-clips-s0")
-    shutil.copytree(entry, tmp_path / "out", dirs_exist_ok=True)
-    assert states(config)["encoder-clips-s0"] == "done"
-
-
-def test_a_result_of_a_former_benchmark_is_found_after_its_step_ran_again(tmp_path, finished_study):
-    finished_study(tmp_path)
-    left = {name: value for name, value in SMALL["benchmarks"].items() if name != "pope"} | {"gqa": None}
-    config = write_study(tmp_path, benchmarks=left)
-    run_study(config)
-    assert (tmp_path / "out/results/clips-tiny-s0/pope.json").is_file()
-    run_clean(CleanConfig(study=config.study, yes=True))
-    assert "results/clips-tiny-s0/pope.json" in trashed(tmp_path)
-    assert not (tmp_path / "out/results/clips-tiny-s0/pope.json").exists()
-    assert set(states(config).values()) == {"done"}
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -556,7 +461,6 @@ def test_nothing_is_changed_while_a_runner_works(tmp_path, finished_study):
     before = everything(tmp_path)
     changes = [
         lambda: rerun_study_with_report(RerunConfig(study=config.study, steps=("*",), check=False)),
-        lambda: run_clean(CleanConfig(study=config.study, yes=True)),
         lambda: accept_outputs(AcceptConfig(study=config.study)),
     ]
     for change in changes:

@@ -146,7 +146,7 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     if missing:
         total, trash = f"{study.name}: {format_duration(time.monotonic() - begun)} in total", output / TRASH
         if trash.is_dir() and any(trash.iterdir()):
-            total += f"; {trash} holds {size_of(trash) / 1e6:,.1f} MB, which `clips-bench study clean` removes"
+            total += f"; {trash} holds {size_of(trash) / 1e6:,.1f} MB of replaced outputs"
         log_info(total)
     if not summary.complete:
         names = ", ".join(summary.failed)

@@ -319,7 +319,7 @@ def _begin(step: Step, state: StepState) -> StepRecord:
         seconds=seconds,
         parts=step.key.parts,
         outputs=step.key.outputs,
-        output_paths=tuple(dict.fromkeys([*step.output_paths(), *former])),  # former ones for `clean`
+        output_paths=tuple(dict.fromkeys([*step.output_paths(), *former])),  # also what it wrote before
         machine=describe_machine(),
         git=git_state(),
         versions=library_versions(),

@@ -1,7 +1,7 @@
 """The trash of a study: outputs of a step that runs again move there, costly ones only with ``--yes``.
 
 ``trash/<time>-<step>/`` has the structure of the study's directory and contains the outputs with the step's record,
-config and log; ``study clean`` empties it, and moves outputs there that the study no longer has.
+config and log. It is a directory: who needs its space removes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from benchmarks.study.state import (
     RECORD,
     Step,
     StepRecord,
-    read_record,
     state_of,
     step_directory,
 )
@@ -33,7 +32,6 @@ from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, temp_path_fo
 from clips.errors import UserError
 
 TRASH = "trash"
-_ENTRY = re.compile(r"\d{8}T\d{6}Z-(?P<step>.+?)(?:-\d+)?")
 _NAMED = 3  # of the costly steps, in messages
 
 
@@ -154,7 +152,7 @@ def move(output: Path, name: str, paths: Sequence[Path]) -> None:
                 target.mkdir()
                 break
         else:
-            raise UserError(f"{trash}: too many directories of {name}; `clips-bench study clean` empties it")
+            raise UserError(f"{trash}: too many directories of {name}; remove some")
         for file in (step_directory(output, name) / each for each in (RECORD, CONFIG_FILE, LOG_FILE)):
             if file.is_file():
                 place_of(file).write_bytes(file.read_bytes())
@@ -179,13 +177,3 @@ def _rename(path: Path, target: Path) -> None:
             shutil.copy2(path, copy, follow_symlinks=False)
             copy.rename(target)
             path.unlink()
-
-
-def trash_entries(output: Path) -> list[tuple[Path, float]]:
-    """The directories that `move` created, each with the seconds that its outputs took; 0 if they are not recorded."""
-    found = []
-    for path in sorted((output / TRASH).iterdir()) if (output / TRASH).is_dir() else ():
-        if (named := _ENTRY.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
-            record = read_record(path, named["step"]) or read_record(path, path.name.partition("Z-")[2])
-            found.append((path, record.seconds if record else 0.0))
-    return found

@@ -1,39 +1,32 @@
-"""``clips-bench study accept | clean STUDY.yaml``: keep outputs despite a change, remove what belongs to no step."""
+"""``clips-bench study accept STUDY.yaml``: keep outputs despite a change."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from benchmarks.results.formatting import format_duration
 from benchmarks.study.commands import StudySelection, matching_steps, resolve_study, study_record
 from benchmarks.study.locks import locked
 from benchmarks.study.state import (
     CONFIG_FILE,
     PARENT_MODULES,
-    RECORD,
     Step,
     StepRecord,
     StepState,
     describe_acceptance,
     is_at_work,
-    read_record,
     state_of,
-    step_directory,
     write_record,
 )
-from benchmarks.study.steps import StudyPlan, relative_config
+from benchmarks.study.steps import relative_config
 from benchmarks.study.study_record import RECORD_FILE, read_study_record, write_study_record
-from benchmarks.study.trash import move, paths_of_output, size_of, stated_seconds, trash_entries, unfinished_work
-from benchmarks.tasks.output_cache import CACHE_DIR
+from benchmarks.study.trash import stated_seconds, unfinished_work
 from clips.core.artifact import STAGES_DIR
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
@@ -161,94 +154,3 @@ def _changed_settings(step: Step) -> dict[str, list[Any]]:
     now = dict(flatten(redact(relative_config(to_plain(step.config), step.study))))
     names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     return {name: [then.get(name), now.get(name)] for name in names}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanConfig(StudySelection):
-    """Empty the trash of a study, and move outputs of steps that the study no longer has there.
-
-    Only outputs that the records of the study's own steps list are moved, as of a renamed encoder; the next ``clean``
-    removes them.
-
-    Args:
-        yes: remove and move them; by default they are only listed, with the time that they took.
-        include_cache: move the cached model outputs to the trash, too, which evaluations reuse.
-        seeds: overriding those of the study file; outputs of other seeds are moved.
-        include: encoders, LLaVAs, entries or patterns such as ``photos.*``; outputs of others are moved.
-        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
-    """
-
-    yes: bool = False
-    include_cache: bool = False
-    wait_for_lock: bool = False
-
-
-class _Outdated(NamedTuple):
-    """Outputs of a step that the study no longer has."""
-
-    step: str  # ``kept`` for the cache
-    paths: list[Path]
-    seconds: float  # that they took, 0 if it is not recorded
-    removed: bool  # the step itself has left the study, not only these outputs of it
-
-
-def run_clean(config: CleanConfig) -> None:
-    """List what belongs to no step, or remove the trash and move the rest there.
-
-    Raises:
-        UserError: no study or another one was run in this directory, or a runner is at work in it.
-    """
-    plan = resolve_study(config)
-    output, name = plan.study.directory, plan.study.name
-    recorded = read_study_record(output).name
-    if recorded != name:
-        raise UserError(f"output: expected the directory of the study '{name}', {output} is that of '{recorded}'")
-    with locked(output, wait=config.wait_for_lock) if config.yes else contextlib.nullcontext():
-        trash, outdated = trash_entries(output), [*_outdated_outputs(plan)]
-        cache = output / "results" / CACHE_DIR
-        if config.include_cache and cache.is_dir():
-            outdated.append(_Outdated("kept", [cache], 0.0, False))
-        for path, seconds in trash:
-            print(f"{path.relative_to(output)}  {_size_and_time([path], seconds)}")
-        for each in outdated:
-            names = ", ".join(str(path.relative_to(output)) for path in each.paths) or "record"
-            print(f"{names}  {_size_and_time(each.paths, each.seconds)}")
-        removed = _size_and_time([path for path, _ in trash], sum(seconds for _, seconds in trash))
-        moved = _size_and_time([path for each in outdated for path in each.paths], sum(e.seconds for e in outdated))
-        if config.yes:
-            for path, _ in trash:
-                shutil.rmtree(path)
-            for each in outdated:
-                move(output, each.step, each.paths)
-                if each.removed:
-                    shutil.rmtree(step_directory(output, each.step))  # its record, config and log are in the trash
-    if trash:
-        print(f"{'removed' if config.yes else 'would be removed'} from the trash: {removed}")
-    if outdated:
-        print(f"{'moved' if config.yes else 'would move'} to the trash: {moved}")
-    if not trash and not outdated:
-        print(f"{output}: every recorded output belongs to a step")
-    elif not config.yes:
-        print("--yes removes and moves them; the next `study clean --yes` removes what has moved")
-
-
-def _size_and_time(paths: Sequence[Path], seconds: float) -> str:
-    took = f"took {format_duration(seconds)}" if seconds else "its time is not recorded"
-    return f"{sum(map(size_of, paths)) / 1e6:,.1f} MB, {took}"
-
-
-def _outdated_outputs(plan: StudyPlan) -> Iterator[_Outdated]:
-    """The outputs that records of steps list and no step of the study has; those of a job at work stay."""
-    output, current = plan.study.directory, {step.name for step in plan.steps}
-    kept = {path for step in plan.steps for path in step.outputs}
-    for file in sorted((output / "steps").glob(f"*/{RECORD}")):
-        record = read_record(output, file.parent.name)
-        if record is None or record.name != file.parent.name or is_at_work(file.parent):
-            continue
-        listed = [output / path for path in record.output_paths if ".." not in Path(path).parts]
-        gone = [path for path in listed if path.is_relative_to(output) and path not in kept]
-        paths = [each for path in gone for each in paths_of_output(path)]
-        removed = record.name not in current
-        if paths or (removed and listed):
-            seconds = record.seconds if removed else sum(map(stated_seconds, gone))
-            yield _Outdated(record.name, paths, seconds, removed)
