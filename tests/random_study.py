@@ -10,13 +10,20 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report.load_results import MissingValue, ReportSource
-from benchmarks.results.baselines import baseline_name, gain_name
-from benchmarks.results.noise import Scores, difference_estimate, p_values, training_noise
+from benchmarks.results.baselines import SIGHTED, add_blind_columns, gain_name
+from benchmarks.results.noise import (
+    Scores,
+    TrainingNoise,
+    difference_estimate,
+    metric_estimate,
+    p_values,
+    training_noise,
+)
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import Metric, Result
-from benchmarks.results.statistics import PairedDifference, compare, scores_interval
+from benchmarks.results.statistics import PairedDifference, compare, compare_with_zero, scores_interval
 from benchmarks.study.study_record import RowRecord
-from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.evaluation import MetricSpec, blind_metrics, compute_metric
 
 MODELS = ("ant", "bee", "cat", "dog", "elk")
 LABELS = {"accuracy": True, "CIDEr": True, "error": False, "yes": None, "points": True}
@@ -150,17 +157,11 @@ class World:
         blind: dict[str, Metric] = {}
         levels = {"chance": {"hit": np.full(len(frame), 0.5)}} if chance and label == "accuracy" else {}
         metric = compute_metric(frame, spec, baselines=levels)
-        if gain is not None and self.num_seeds == 1 and LABELS[label]:
-            both = dataclasses.replace(
-                metric, aggregation=None, columns=(), ci_low=None, ci_high=None, condition="blank"
-            )
-            ends = (gain - 0.1, gain + 0.1)
-            blind = {
-                baseline_name("m", "blank"): dataclasses.replace(both, value=metric.value - gain, baseline_of="m"),
-                gain_name("m", "blank"): dataclasses.replace(
-                    both, value=gain, ci_low=ends[0], ci_high=ends[1], gain_of="m"
-                ),
-            }
+        if gain is not None and self.num_seeds == 1 and LABELS[label]:  # a part of the right answers needs the image
+            hit = frame["hit"].to_numpy()
+            blank = np.where(np.arange(len(hit)) % 10 < 10 * gain, 0.0 * hit, hit)
+            add_blind_columns(frame, range(len(hit)), {SIGHTED: {"hit": hit}, "blank": {"hit": blank}})
+            blind = blind_metrics(frame, {"m": metric})
         path = Path(f"/none/{row}/{benchmark}.json")
         self.frames[path] = frame
         protocol = {"benchmark": benchmark, "prompt": prompt}
@@ -345,9 +346,26 @@ class Truth:
     def credited(self, model: str, benchmark: str) -> bool | None:
         result = next(each for (row, name), each in self.world.outcomes.items()
                       if row.split(" ")[0] == model and name == benchmark and isinstance(each, Result))  # fmt: skip
-        gain = result.metrics.get(gain_name("m", "blank"))
-        known = gain is not None and self.ranked(benchmark) and self.has_interval(model, benchmark)
-        return (gain.ci_low or 0.0) > 0 if gain and known else None
+        known = gain_name("m", "blank") in result.metrics and self.ranked(benchmark)
+        if not known or not self.has_interval(model, benchmark):
+            return None
+        frame = self.world.frames[Path(str(result.path))].sort_values("item")
+        each = self.measured[model, benchmark]
+        assert each.scores is not None
+        lost = (frame["hit"] - frame["blank:hit"]).to_numpy()
+        if not np.nansum(lost):
+            return False
+        missing, (images, owner) = np.isnan(lost), np.unique(frame["image"], return_inverse=True)
+        value = lost[~missing].mean()
+        influence = np.bincount(owner, np.where(missing, 0.0, lost - value) / (~missing).sum(), len(images))
+        if ((counts := np.bincount(owner, ~missing, len(images))) > 0).sum() > 1:
+            influence *= (1 - 1 / (counts > 0).sum()) / (1 - counts / counts.sum())
+        gain = dataclasses.replace(each.scores, values=np.array([value]), influence=influence[None], is_gain=True)
+        estimate = metric_estimate(gain, TrainingNoise())
+        if not estimate.standard_error:
+            tested = compare_with_zero(gain, TrainingNoise())
+            return None if np.isnan(tested.low) else tested.low > 0
+        return bool(p_values([estimate])[0] < 0.05 and value > 0)
 
 
 def holm(raw: dict[tuple[str, Pair], float]) -> dict[tuple[str, Pair], float]:

@@ -436,6 +436,7 @@ class Reader:
             assert (f"% {note.text}" in latex) == (note.kind != "missing" and not is_caveat)
             assert not is_caveat or latex_text(note.text) in latex
         first = brief_notes(self.report.notes)
+        self._check_briefs()
         assert len(first) <= 3
         assert all(len(line.split()) <= MAX_WORDS and line in stream.getvalue() for line in first)
         marks = [cell.mark for cell in self.table.scores]
@@ -444,6 +445,19 @@ class Reader:
         caption = re.search(r"\\caption\{(.*)\}", latex)
         assert caption is not None
         assert ("Best (bold)" in caption[1]) == ("best" in marks)
+
+    def _check_briefs(self) -> None:
+        """The short sentences count what the items say."""
+        said = {kind: sum(note.count for note in self.report.notes if note.kind == kind) for kind in KINDS}
+        cells = self.table.scores
+        measured = [(row, name) for row, name in self.truth.measured]
+        assert said["uncredited"] == sum(self.truth.credited(row, name) is False for row, name in measured)
+        assert said["chance"] == sum(cell.above_chance is False for cell in cells)
+        lost = [place for place, each in self.world.outcomes.items() if isinstance(each, MissingValue)]
+        assert said["missing"] == len(lost)
+        unsure = [place for place in measured if not self.truth.has_interval(*place)]
+        assert said["untested"] >= len(unsure)
+        assert bool(said["untested"]) == bool(unsure or self.table.untestable or self.table.other_items)
 
 
 _BENCHMARKS = (

@@ -13,7 +13,9 @@ from report_material import items_table, put_result
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.diff_command import explain
 from benchmarks.report.report import build_report
-from benchmarks.results.protocol import SCORER_HASH, describe_differences, ranked_together, ranking_keys
+from benchmarks.results.baselines import add_blind_columns
+from benchmarks.results.contradictions import contradictions
+from benchmarks.results.protocol import BLIND_PREFIX, SCORER_HASH, describe_differences, ranked_together, ranking_keys
 from benchmarks.results.results import read_result
 from benchmarks.tasks.mllm import caption_metrics, offline_tasks, scorer_code
 from benchmarks.tasks.registry import configure, get_benchmark
@@ -169,3 +171,15 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
     report = build_comparison(CompareConfig(first=str(tmp_path / "stock/r"), second=str(tmp_path / "patched/r")))
     assert not report.table.tested
     assert any("was measured under different settings" in note and "scorer hash" in note for note in report.texts)
+
+
+def test_blind_runs_of_other_parts_are_no_contradiction(tmp_path: Path) -> None:
+    """Their baselines have other values; the protocol of the score is the same."""
+    for row, size in (("a", 4), ("b", 16)):
+        items = items_table(0.5, benchmark="gqa", count=20).assign(prediction="yes")
+        hit = items["hit"].to_numpy()[:size]
+        add_blind_columns(items, range(size), {"sighted": {"hit": hit}, "blank": {"hit": 0 * hit + (row == "a")}})
+        put_result(tmp_path, row, "gqa", items, protocol={SCORER_HASH: "1" * 64, f"{BLIND_PREFIX}items": size / 20})
+    one, other = (read_result(tmp_path / row / "gqa.json") for row in ("a", "b"))
+    assert one.metrics["exact_match_blank"].value != other.metrics["exact_match_blank"].value
+    assert not [*contradictions({"A": one, "B": other})]

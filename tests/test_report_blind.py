@@ -16,8 +16,9 @@ from report_study import record_study
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.plots import forest_plots, gain_figures
-from benchmarks.report.report import build_report
+from benchmarks.report.report import Selection, build_report
 from benchmarks.results.baselines import add_blind_columns
+from benchmarks.results.noise import TrainingNoise, difference_estimate
 from benchmarks.results.results import read_items
 
 COUNT = 240
@@ -148,6 +149,27 @@ def test_the_data_table_has_the_scores_without_the_image(tmp_path, blind):
     assert table[table["benchmark"] == "mmstar"]["blank"].isna().all()
     plain = build_report(put_result(tmp_path / "plain", "a", "gqa", items_table(0.5, benchmark="gqa")).parents[1])
     assert "credited" not in rendered(plain, "csv")
+
+
+def test_the_gains_of_two_models_are_compared_as_scores_without_ends(tmp_path):
+    """They may differ by more than a score: by 1.6 of at most 1, where the limits of a score were."""
+    for row, (sighted, blank) in {"looks": (0.9, 0.1), "lost": (0.1, 0.9)}.items():
+        items = items_table(0.5, benchmark="gqa", count=20)
+        order = np.random.default_rng(len(row)).permutation(20) / 20
+        answers = {"sighted": {"hit": 1.0 * (order < sighted)}, "blank": {"hit": 1.0 * (order[::-1] < blank)}}
+        add_blind_columns(items, range(20), answers)
+        put_result(tmp_path, row, "gqa", items)
+    chosen = Selection(benchmarks=("gqa:exact_match_over_blank",))
+    table = build_report(tmp_path, baseline="lost", selection=chosen).table
+    (delta,) = [cell.delta for cell in table.scores if cell.delta]
+    assert delta.value == pytest.approx(160.0)
+    evidence = [cell.evidence for cell in table.scores]
+    low, high = difference_estimate(*evidence, TrainingNoise()).interval()
+    assert delta.cell.row == "looks"
+    assert sorted(map(abs, (delta.ci_low, delta.ci_high))) == pytest.approx(
+        sorted(100 * abs(end) for end in (low, high))
+    )
+    assert delta.ci_low < 160 < delta.ci_high
 
 
 def test_published_results_keep_their_gains_without_items(tmp_path):

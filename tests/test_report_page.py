@@ -143,7 +143,8 @@ def test_a_sign_links_to_its_note_which_may_be_folded(tmp_path):
     assert notes[dagger].startswith("† odd on gqa exact match was measured under different settings")
     unfolded, _, folded = page[page.index('<div class="notes">') :].partition("<details>")
     said = re.findall(r"<li>(.*?)</li>", unfolded)
-    assert said[-2:] == ["† 1 number is of other evaluation settings, and ranked apart.", "3 numbers are missing."]
+    assert said[-2] == "† 1 number was measured under other settings, and is not ranked with the rest."
+    assert said[-1] == "3 numbers are missing, each seed&#39;s counted where a model has several."
     assert len(said) <= 3 + 3  # the legend, and three sentences
     assert folded.startswith("\n  <summary>All notes: other settings, missing numbers, intervals</summary>")
     assert "<h4>Missing numbers</h4>" in folded

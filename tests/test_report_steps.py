@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.report.differences import pair_of, plan_tests, rank_marks, run_tests
+from benchmarks.report.differences import plan_tests, rank_marks, run_tests
 from benchmarks.report.scores import model_spreads, with_gains, with_noise, with_spreads
-from benchmarks.report.table import Cell, Column
+from benchmarks.report.table import Cell, Column, pair_of
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, training_noise
 

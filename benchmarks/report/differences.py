@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.table import ALPHA, Cell, Difference, Place, RankMark, Table
+from benchmarks.report.table import ALPHA, Cell, Difference, Pair, Place, RankMark, Table, pair_of
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.measure import comparable
 from benchmarks.results.noise import Estimate, Scores, difference_estimate, p_values, training_noise
@@ -22,7 +22,6 @@ from benchmarks.results.results import UNREAD
 from benchmarks.results.statistics import holm_correction
 
 Group = list[Cell]
-Pair = frozenset[Place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,8 @@ def compare_models(
         marks: dict[Place, RankMark] = {}
         for group in itertools.chain.from_iterable(sets[table]):
             marks |= rank_marks(group, tested)
-        deltas = {cell.place: _oriented(tested.get(pair_of(cell, base)), cell) for cell, base in _baseline_pairs(table)}
+        pairs = [(cell, tested.get(pair_of(cell, base))) for cell, base in _baseline_pairs(table)]
+        deltas = {cell.place: difference.of(cell) for cell, difference in pairs if difference is not None}
         found.append(
             dataclasses.replace(
                 table,
@@ -84,11 +84,6 @@ def compare_models(
             )
         )
     return found
-
-
-def pair_of(cell: Cell, other: Cell) -> Pair:
-    """The key of their test in `Table.tested`."""
-    return frozenset({cell.place, other.place})
 
 
 def plan_tests(group: Group, *, all_pairs: bool) -> list[PlannedTest]:
@@ -146,13 +141,6 @@ def rank_marks(group: Group, tested: Mapping[Pair, Difference]) -> dict[Place, R
     tied = [cell for cell, difference in found.items() if difference and not difference.significant]
     mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""
     return {cell.place: mark for cell in [*equal, *tied]}
-
-
-def _oriented(found: Difference | None, cell: Cell) -> Difference | None:
-    """A difference as that of ``cell`` minus the other one."""
-    if found is None or found.cell.place == cell.place:
-        return found
-    return dataclasses.replace(found, cell=found.other, other=found.cell)
 
 
 def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
-from benchmarks.results.baselines import CONDITION_NAMES, baseline_name
+from benchmarks.results.baselines import WITHOUT_IMAGE, baseline_name
 from benchmarks.results.contradictions import contradictions
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
@@ -90,11 +90,12 @@ KINDS: Mapping[str, Kind] = {
     "omitted": Kind(title="Omitted"),
     "study": Kind(title="Of the study", is_caveat=True),
     "contradiction": Kind(
-        title="Contradictions", brief="{count} number{s} contradict{v} another one of the same answers."
+        title="Contradictions",
+        brief="Numbers of the same answers contradict each other, for {count} pair{s} of models.",
     ),
     "training": Kind(
         title="Training settings",
-        brief="Some models were trained with other settings than their baseline, which may explain a difference.",
+        brief="Some models were trained with different settings, which may explain a difference.",
         is_caveat=True,
     ),
     "part": Kind(
@@ -104,17 +105,20 @@ KINDS: Mapping[str, Kind] = {
     ),
     "uncredited": Kind(
         title="Not credited to the images",
-        brief="‡ {count} score{s} {is} not significantly better than without the image.",
+        brief="‡ {count} score{s} {is} not credited to the images.",
     ),
     "chance": Kind(
         title="Not above chance", brief="{count} score{s} {is} not significantly above chance.", is_caveat=True
     ),
     "protocol": Kind(
-        title="Other settings", brief="† {count} number{s} {is} of other evaluation settings, and ranked apart."
+        title="Other settings",
+        brief="† {count} number{s} {was} measured under other settings, and {is} not ranked with the rest.",
     ),
     "few seeds": Kind(title="Few seeds", brief="Intervals of {count} model{s} with few seeds may be too narrow."),
-    "missing": Kind(title="Missing numbers", brief="{count} number{s} {is} missing."),
-    "unread": Kind(title="Answers not read", brief="More than 2 % of the answers of {count} score{s} were not read."),
+    "missing": Kind(
+        title="Missing numbers", brief="{count} number{s} {is} missing, each seed's counted where a model has several."
+    ),
+    "unread": Kind(title="Answers not read", brief="For {count} score{s}, more than 2 % of the answers were not read."),
     "untested": Kind(title="No interval or test", brief="{count} number{s} {has} no interval or no test."),
     "unchecked": Kind(title="Not checked"),
     "intervals": Kind(title="Intervals"),
@@ -128,6 +132,8 @@ KINDS: Mapping[str, Kind] = {
 """In the order of their importance; a new kind is an entry here."""
 MAX_WORDS = 25
 _BRIEFS = 3
+_ONE = {"s": "", "is": "is", "has": "has", "was": "was"}
+_SEVERAL = {"s": "s", "is": "are", "has": "have", "was": "were"}
 
 
 def brief_notes(notes: Sequence[Note]) -> list[str]:
@@ -137,9 +143,7 @@ def brief_notes(notes: Sequence[Note]) -> list[str]:
     for name, kind in KINDS.items():
         count = sum(note.count for note in notes if note.kind == name)
         if count and kind.brief:
-            one = count == 1
-            words = {"s": "" if one else "s", "is": "is" if one else "are", "has": "has" if one else "have"}
-            found.append(kind.brief.format(count=count, v="s" if one else "", **words))
+            found.append(kind.brief.format(count=count, **(_ONE if count == 1 else _SEVERAL)))
     return found[:_BRIEFS]
 
 
@@ -376,7 +380,7 @@ def _about_gains(table: Table) -> Iterator[Note]:
             lines.append(f"Gain over blind on {column.title} ({items} items): {'; '.join(texts)}.")
     if lines:
         seen = "; ".join(
-            f"{kind.replace('_', ' ')}: {name}" for kind, name in CONDITION_NAMES.items() if kind in conditions
+            f"{kind.replace('_', ' ')}: {name}" for kind, name in WITHOUT_IMAGE.items() if kind in conditions
         )
         text = (
             f"Gain over blind: the score minus that of the same model on the same items without their image ({seen}), "
@@ -392,7 +396,7 @@ def _about_gains(table: Table) -> Iterator[Note]:
             smallest = max(sizes, default=math.nan)
             number = column.small_text(smallest)
             power = f" These items detect a gain of {number} with power 0.8." if math.isfinite(smallest) else ""
-            where = join_with_and([CONDITION_NAMES[kind] for kind in weak])
+            where = join_with_and([WITHOUT_IMAGE[kind] for kind in weak])
             text = (
                 f"{UNCREDITED} {cell.row} on {column.title} is not credited to the images and has no mark: the score "
                 f"is not significantly better than with {where}.{power}"

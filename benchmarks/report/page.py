@@ -135,12 +135,11 @@ def report_figures(report: Report) -> dict[str, Figure]:
 
 def render_page(report: Report) -> str:
     """The complete page as HTML."""
-    groups = grouped_notes(report.notes)
-    ordered = [each for _, notes in groups for each in notes]
+    places = {each: place for place, each in enumerate(report.notes)}
 
     def note(cell: Cell, kind: str) -> int | None:
         """The place of the note on a cell's sign, or on why it is missing."""
-        return next((place for place, each in enumerate(ordered) if each.is_about(cell, kind)), None)
+        return next((place for each, place in places.items() if each.is_about(cell, kind)), None)
 
     return (
         _environment()
@@ -150,8 +149,8 @@ def render_page(report: Report) -> str:
             command="clips-bench report",
             report=report,
             first_notes=report.first_notes(PAGE),
-            note_groups=groups,
-            place=ordered.index,
+            note_groups=grouped_notes(report.notes),
+            place=places.__getitem__,
             note=note,
             error_bar=functools.partial(error_bar, report.table),
             detectable=[report.table.detectable(column) for column in report.table.columns],

@@ -45,6 +45,7 @@ IF_SEEDS_VARY_MORE = {1: 60, 2: 80, 3: 90}
 cover the truth, where images add nothing (``scripts/check_statistics.py --part limits``)."""
 Place = tuple[str, "Column"]
 """The row and the column of a cell."""
+Pair = frozenset[Place]
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 
 
@@ -151,7 +152,7 @@ class Cell:
         trained: whether a single result is one of a training run, among several models' seeds.
         evidence: the metric with the influence of each image; None if it cannot be computed from items.
         noise: the training noise of its column and protocol, where models have several seeds.
-        all_gains: condition (`baselines.CONDITIONS`) → the gain over the score in it, as a cell of its own column.
+        all_gains: condition (`baselines.WITHOUT_IMAGE`) → the gain over the score in it, as a cell of its own column.
         delta: the difference from the baseline model; None without a test.
         rank_mark: what the tests say of its rank; see `mark`.
     """
@@ -357,6 +358,10 @@ class Difference:
     p_adjusted: float
     unread: Mapping[str, float] = field(default_factory=dict)
 
+    def of(self, cell: Cell) -> Difference:
+        """The same as that of ``cell``, one of the two, minus the other one."""
+        return self if self.cell.place == cell.place else dataclasses.replace(self, cell=self.other, other=self.cell)
+
     @functools.cached_property
     def tested(self) -> PairedDifference:
         """The paired test, not scaled; computed when it is asked for, as marks need corrected p-values only."""
@@ -442,6 +447,11 @@ class Difference:
         return self.cell.column.small_text(self.min_detectable)
 
 
+def pair_of(cell: Cell, other: Cell) -> Pair:
+    """The key of their test in `Table.tested`."""
+    return frozenset({cell.place, other.place})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """Models × metrics.
@@ -467,7 +477,7 @@ class Table:
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
     other_items: tuple[Sequence[Sequence[Cell]], ...] = ()
-    tested: Mapping[frozenset[Place], Difference] = field(default_factory=dict)
+    tested: Mapping[Pair, Difference] = field(default_factory=dict)
 
     def cells(self, column: Column) -> Sequence[Cell]:
         """The cells of a column, in the order of the models."""
@@ -493,13 +503,12 @@ class Table:
 
     def difference(self, cell: Cell, other: Cell) -> Difference | None:
         """The first cell minus the second of its column; None if they were not tested against each other."""
-        found = self.tested.get(frozenset({cell.place, other.place}))
-        swapped = found is not None and found.cell.place != cell.place
-        return dataclasses.replace(found, cell=found.other, other=found.cell) if found and swapped else found
+        found = self.tested.get(pair_of(cell, other))
+        return None if found is None else found.of(cell)
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""
-        found = self.tested.get(frozenset({first.place, second.place}))
+        found = self.tested.get(pair_of(first, second))
         return None if found is None else found.significant
 
     def detectable(self, column: Column) -> str:

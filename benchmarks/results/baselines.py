@@ -31,15 +31,11 @@ BLIND_KINDS: Mapping[str, str] = {
     "shuffled": "the image of another item, never the same image",
 }
 WITHOUT_IMAGE: Mapping[str, str] = {
-    **BLIND_KINDS,
-    "other_image": "the image of another sample, with the same web caption",
-}
-"""Condition → what the model sees. A new one needs two metrics of a benchmark, its baseline and its gain."""
-CONDITION_NAMES: Mapping[str, str] = {
     "blank": "a blank image",
     "shuffled": "another item's image",
     "other_image": "another sample's image and the same web caption",
 }
+"""Condition → what the model sees, for a sentence. A new one needs two metrics of a benchmark: baseline and gain."""
 CONDITIONS = (*WITHOUT_IMAGE, UNREAD_WRONG)
 """Those of `Metric.condition`; in the last one, answers that were not read count as wrong."""
 SIGHTED = "sighted"

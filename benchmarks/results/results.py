@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.baselines import CONDITIONS, SIGHTED, baseline_name, blind_column, gain_name
+from benchmarks.results.baselines import BLIND_KINDS, CONDITIONS, SIGHTED, baseline_name, blind_column, gain_name
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import CHANCE as CHANCE
 from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
@@ -161,7 +161,7 @@ def _with_gains(metrics: Mapping[str, Any], what: str) -> dict[str, Any]:
             return dict(metrics)  # which is rejected
         found[name] = metric = dict(metric)
         blind = metric.pop("blind", {})
-        for condition in CONDITIONS:
+        for condition in (each for each in CONDITIONS if each not in BLIND_KINDS):
             for kind, former in (("gain_of", gain_name("", condition)), ("baseline_of", baseline_name("", condition))):
                 if name.endswith(former) and name.removesuffix(former) in metrics:
                     metric |= {kind: name.removesuffix(former), "condition": condition}

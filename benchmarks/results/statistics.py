@@ -259,20 +259,20 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
 
     If all images have the same difference, two proportions have Tango's score interval (Statistics in Medicine 17,
     1998) with the number of images as sample size; other metrics have none. The interval of a bounded metric lies
-    within the differences of the scores' own intervals.
+    within the differences of the scores' own intervals; the difference of two gains has no such limits.
     """
     estimate = difference_estimate(first, second, noise)
     low, high = estimate.interval()
-    largest = first.largest if first.largest == second.largest else None
+    largest = first.largest if first.largest == second.largest and not second.is_gain else None
     if not estimate.standard_error and largest is not None and estimate.signs:
         low, high = (largest * end for end in _tango(estimate.value / largest, estimate.clusters))
     p_value = float(p_values([estimate])[0])
-    is_small = estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED
-    # the noise over trainings of a gain is not that of its two scores
-    if largest is not None and is_small and not (first.is_gain and first.trained):
+    sides = [first, second]
+    if first.is_gain:  # minus 0; its noise over trainings is not that of its two scores
+        sides = [] if first.trained else [part for _, part in first.parts]
+    if largest is not None and sides and (estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED):
         # With one or two hits, Student's quantile and the correction for skewness are huge. In large samples the limit
         # is never reached: the standard error of a difference is at most the sum of the two scores'.
-        sides = [part for _, part in first.parts] if first.is_gain else [first, second]
         one, two = (scores_interval(each, noise) for each in sides)
         low = max(low, -largest if one.low is None or two.high is None else one.low - two.high)
         high = min(high, largest if one.high is None or two.low is None else one.high - two.low)
@@ -292,7 +292,9 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
 
 def compare_with_zero(gain: Scores, noise: TrainingNoise) -> PairedDifference:
     """The test that a gain is 0: if it is equal for all images, it has Tango's interval and the sign test."""
-    zero = dataclasses.replace(gain, values=np.zeros(1), influence=np.zeros_like(gain.influence[:1]), trained=False)
+    zero = dataclasses.replace(
+        gain, values=np.zeros(1), influence=np.zeros_like(gain.influence[:1]), trained=False, is_gain=False
+    )
     return compare(gain, zero, noise)
 
 

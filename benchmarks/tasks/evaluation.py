@@ -109,7 +109,8 @@ def compute_metric(
     for name, columns in baselines.items():
         # there is none if no column depends on the answers
         if formula and spec.higher_is_better is not None and set(spec.columns) & set(columns):
-            level = value_of(items.assign(**{each: columns[each] for each in spec.columns if each in columns}), spec)
+            known = {each: columns[each] for each in spec.columns if each in columns}
+            level = value_of(items[[*spec.columns]].assign(**known), spec)
             chance_levels |= {} if math.isnan(level) else {name: level}
     return Metric(
         value=float(value),
