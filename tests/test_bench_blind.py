@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from bench_layouts import winoground
 from PIL import Image
+from report_material import items_table, put_result
 
 from benchmarks.analysis.diff_command import explain
 from benchmarks.results.baselines import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns
@@ -273,6 +274,20 @@ def test_a_file_of_the_schema_before_has_the_same_metrics(places, tmp_path, look
     asked = len(looking)
     assert world.measure(tmp_path, config, llava=places / "llava").metrics == then.metrics
     assert len(looking) == asked
+
+
+def test_a_metric_that_is_named_like_a_blind_run_is_one_of_its_own(tmp_path):
+    """In files of the schema before, blind runs were no metrics, and a task may name its metrics as it likes."""
+    path = put_result(tmp_path, "row", "gqa", items_table(0.5, benchmark="gqa"))
+    content = json.loads(path.read_text())
+    metric = content["metrics"]["exact_match"]
+    for field in ("minus", "baseline_of", "gain_of", "condition"):
+        del metric[field]
+    metrics = {"exact_match": metric, "exact_match_blank": metric, "exact_match_unread_wrong": metric}
+    path.write_text(json.dumps(content | {"schema": 6, "metrics": metrics}))
+    found = read_result(path).metrics
+    assert [each.condition for each in found.values()] == ["", "", "unread_wrong"]
+    assert found["exact_match_unread_wrong"].baseline_of == "exact_match"
 
 
 def test_models_that_have_no_blind_runs(places, tmp_path):
