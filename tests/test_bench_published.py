@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from statistics import fmean
 
 import pytest
 from report_material import put_results, rendered
@@ -57,6 +58,19 @@ def test_values_are_those_of_the_sources(shared):
             (row,) = select_reference_results([f"openclip:{line['name']}/{line['pretrained']}"])
             assert row.values["coco/t2i_r1"] == pytest.approx(100 * float(line["MSCOCO image retr. R@1"]))
             assert row.values["flickr30k/i2t_r10"] == pytest.approx(100 * float(line["Flickr text retr. R@10"]))
+
+
+def test_published_recalls_fit_their_definition():
+    """open_clip's average is the mean of its columns; a recall grows with K, and counts COCO's 5,000 images."""
+    for row in load_reference_results():
+        for name in ("coco/i2t", "coco/t2i", "flickr30k/i2t", "flickr30k/t2i"):
+            recalls = [row.values[f"{name}_r{k}"] for k in (1, 5, 10) if f"{name}_r{k}" in row.values]
+            assert recalls == sorted(recalls), row.name
+        if row.set == "openclip":
+            columns = [value for name, value in row.values.items() if name != "average"]
+            assert fmean(columns) == pytest.approx(row.values["average"], abs=0.011), row.name
+            num_correct = row.values["coco/i2t_r1"] / 100 * 5000
+            assert num_correct == pytest.approx(round(num_correct), abs=1e-3), row.name
 
 
 def test_published_rows_are_separate_in_every_format(results):

@@ -2,82 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import bench_world as world
 import numpy as np
 import pytest
 from report_material import items_table
 
-from benchmarks.analysis import checks
-from benchmarks.analysis.checks import VerifyConfig
-from benchmarks.analysis.verify import run_check, run_verify
-from benchmarks.results import statistics
+from benchmarks.analysis.verify import VerifyConfig, run_check, run_verify
 from benchmarks.results.reference_results import select_reference_results
 from benchmarks.results.results import Result, write_result
 from benchmarks.tasks.encoders.recall import RetrievalRanks
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
-from benchmarks.tasks.mllm import task_metrics
 
 pytestmark = world.LMMS_EVAL_WARNS
 
-ALONE = ("recall", "ties", "pope", "mme", "vqa", "exact_match", "captions", "tests", "averages", "recalls")
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_checks_without_requirements_pass(name):
-    finding = run_check(name, VerifyConfig())
-    assert (finding.status, bool(finding.detail)) == ("ok", True), finding
-
 
 def test_checks_without_their_data_are_skipped(capsys):
-    run_verify(VerifyConfig(include=("lmms_eval", "rerun", "tests")))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "needs --llava DIR and --data DIR" in said
-    assert said.endswith("1 ok, 2 skipped")
+    run_verify(VerifyConfig(include=("lmms_eval", "rerun")))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "needs --llava DIR and --data DIR" in printed
+    assert printed.endswith("2 skipped")
 
 
-def wrong(*_args, **_more):
-    return np.array([0.123])
-
-
-@pytest.mark.parametrize(
-    ("name", "owner", "attribute", "broken"),
-    [
-        ("recall", RetrievalRanks, "hit", lambda self, k: (self.above < k + 1).astype(float)),  # one place too generous
-        ("ties", RetrievalRanks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
-        ("mme", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("captions", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("tests", checks, "holm_correction", lambda values: values),
-        ("tests", checks, "wilson_interval", lambda successes, n: (successes / n, successes / n)),
-    ],
-)
-def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):
-    monkeypatch.setattr(owner, attribute, broken)
+def test_recalls_other_than_clip_benchmarks_are_found(monkeypatch, capsys):
+    pytest.importorskip("clip_benchmark", reason="needs clip_benchmark")
+    assert run_check("clip_benchmark", VerifyConfig()).status == "ok"
+    one_place_too_generous = lambda self, k: (self.above < k + 1).astype(float)  # noqa: E731
+    monkeypatch.setattr(RetrievalRanks, "hit", one_place_too_generous)
     with pytest.raises(SystemExit) as stop:
-        run_verify(VerifyConfig(include=(name,)))
+        run_verify(VerifyConfig(include=("clip_benchmark",)))
     assert stop.value.code == 1
     assert "1 failed" in capsys.readouterr().out
-
-
-def test_a_scorer_that_accepts_all_answers_is_found(monkeypatch):
-    monkeypatch.setitem(
-        task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right)
-    )
-    finding = run_check("pope", VerifyConfig())
-    assert (finding.status, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
-
-
-@pytest.mark.parametrize("name", ["averages", "recalls"])
-def test_a_mistake_in_a_published_table_is_found(name, monkeypatch):
-    (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
-    slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
-    monkeypatch.setattr(checks, "load_reference_results", lambda: (slip,))
-    assert run_check(name, VerifyConfig()).status == "failed"
-
-
-def _all_right(samples, _scores):
-    return {name: np.ones(len(samples)) for name in ("correct", "said_yes", "is_yes", "hit_yes")}
 
 
 def write_rerun(folder, share: float, benchmark: str = "coco_karpathy"):
