@@ -73,18 +73,13 @@ COMMANDS = {
         target="benchmarks.exchange.import_command:run_import",
         rest="files",
     ),
-    "diff": Command(
-        help="print the differences between two results",
-        target="benchmarks.analysis.diff_command:run_diff",
-        positional=("first", "second"),
-    ),
     "provenance": Command(
         help="trace a result back to its model and data, and check that they are unchanged",
         target="benchmarks.analysis.provenance:run_provenance",
         positional=("result",),
     ),
     "compare": Command(
-        help="compare two models or studies, with intervals and tests",
+        help="compare two results, models or studies: their numbers and what else differs",
         target="benchmarks.analysis.compare_command:compare",
         positional=("first", "second"),
     ),

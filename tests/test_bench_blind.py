@@ -15,7 +15,7 @@ from bench_layouts import winoground
 from PIL import Image
 from report_material import items_table, put_result
 
-from benchmarks.analysis.diff_command import explain
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.results.baselines import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns
 from benchmarks.results.measure import measure
 from benchmarks.results.noise import TrainingNoise
@@ -86,10 +86,10 @@ def test_answers_without_the_image_are_stored_with_their_items(places, tmp_path,
     assert {name: each for name, each in found.metrics.items() if not each.condition} == plain.metrics
     assert ranked_together(plain.protocol, found.protocol)
     assert plain.key != found.key
-    lines = list(explain(plain, found))
-    assert "Runs without the image, which do not change the score (A against B):" in lines
-    assert "  items: not stated against 0.5" in lines
-    assert lines[-1] == "The evaluation settings are equal: they are ranked together."
+    notes = build_comparison(CompareConfig(first=str(plain.path), second=str(found.path))).texts
+    (blind,) = (note for note in notes if "runs without the image, which do not change the score" in note)
+    assert "items: not stated against 0.5" in blind
+    assert any("evaluated under the same settings, and ranked together, on pope" in note for note in notes)
 
 
 def test_captions_are_scored_on_the_same_items_alone(places, tmp_path, looking):

@@ -15,7 +15,7 @@ import pytest
 from report_material import items_table, put_result, rendered
 
 from benchmarks import cli
-from benchmarks.analysis.diff_command import explain
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.provenance import trace
 from benchmarks.exchange import csv_rows, lmms_eval
 from benchmarks.exchange.import_command import ImportConfig, run_import
@@ -361,10 +361,9 @@ def test_an_import_without_a_hash_is_no_known_model_and_was_not_evaluated_here(t
     file = tmp_path / "mine.csv"
     file.write_text(OWN + "one,pope,pope_accuracy,86.7,,,,,our paper\ntwo,pope,pope_accuracy,80,,,,,our paper\n")
     run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
-    one, two = read_results(tmp_path / "r")
-    said = [*explain(one, two)]
-    assert "It is unknown whether the model is the same (A against B):" in said
-    assert "  one (no hash) against two (no hash)" in said
+    one, _two = read_results(tmp_path / "r")
+    notes = build_comparison(CompareConfig(first=str(tmp_path / "r/one"), second=str(tmp_path / "r/two"))).texts
+    assert "one and two: it is unknown whether the model is the same: one (no hash) against two (no hash)." in notes
     facts = trace(one).facts
     assert facts[0].startswith("measured by our paper, version not stated; imported from mine.csv (")
     assert not any("evaluated" in fact for fact in facts)

@@ -1,4 +1,4 @@
-"""How models were trained: what `diff`, `compare` and reports say of it, and when they warn."""
+"""How models were trained: what `compare` and reports say of it, and when they warn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from report_material import edit, items_table, put_result
 
-from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
@@ -90,22 +90,17 @@ def read_training(model: Path) -> TrainingSettings:
     return training_of_result(read_result(put_row(model.parent / "results", model)))
 
 
-def diff_lines(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    run_diff(DiffConfig(first=str(first), second=str(second)))
-    return capsys.readouterr().out.splitlines()
+def compared(first: Path, second: Path) -> list[str]:
+    return build_comparison(CompareConfig(first=str(first), second=str(second))).texts
 
 
-def test_differences_are_listed_and_equal_settings_counted(tmp_path, capsys):
+def test_differences_are_listed_and_equal_settings_counted(tmp_path):
     one = put_encoder(tmp_path / "one")
     two = put_encoder(tmp_path / "two", recipe={"name": "clips"}, seed=1)
-    said = diff_lines(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
-    start = said.index("Training settings (A against B):")
-    assert said[start + 1 : start + 4] == [
-        "  recipe.name: clip against clips",
-        "  seed: 0 against 1",
-        "  the other 9 settings are the same",
-    ]  # output, workers, cache and the data's path are none of them
-    assert not any("Different training settings" in line for line in said)
+    notes = compared(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two))
+    settings = "recipe.name clip against clips; seed 0 against 1; the other 9 settings are the same"
+    assert f"one and two: trained (A against B): {settings}." in notes  # no output, workers, cache, path of the data
+    assert not any("trained with different settings" in note for note in notes)
 
 
 def test_a_limit_of_the_data_is_not_the_length_of_the_training(tmp_path):
@@ -115,25 +110,21 @@ def test_a_limit_of_the_data_is_not_the_length_of_the_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named", "warned"),
+    ("changes", "differences"),
     [
-        ({"steps": 60}, "steps: 6 against 60", "steps, samples"),
-        ({"global_batch_size": 16}, "global_batch_size: 8 against 16", "global_batch_size"),
-        (
-            {"optimizer": {"learning_rate": 2e-3, "adam_beta2": 0.95}},
-            "optimizer.learning_rate: 0.001 against 0.002",
-            "optimizer.learning_rate",
-        ),
-        ({"data": "f" * 64}, "data: {0}/data (dddddddddddd) against {0}/data (ffffffffffff)", "data"),
-        ({"precision": "fp32"}, "precision: bf16 against fp32", "precision"),
+        ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
+        ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
+        ({"optimizer": {"learning_rate": 2e-3, "adam_beta2": 0.95}}, "optimizer.learning_rate 0.001 against 0.002"),
+        ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
+        ({"precision": "fp32"}, "precision bf16 against fp32"),
     ],
 )
-def test_an_unfair_comparison_is_warned_of(changes, named, warned, tmp_path, capsys):
+def test_an_unfair_comparison_is_warned_of(changes, differences, tmp_path):
     first = put_row(tmp_path / "results", put_encoder(tmp_path / "one"))
     second = put_row(tmp_path / "results", put_encoder(tmp_path / "two", **changes))
-    said = diff_lines(first, second, capsys)
-    assert f"  {named.format(tmp_path)}" in said
-    assert f"Different training settings ({warned}) may explain a difference between the numbers." in said
+    (warning,) = (note for note in compared(first, second) if "were trained with different settings" in note)
+    assert differences.format(tmp_path) in warning
+    assert warning.endswith("This may explain a difference between the numbers.")
 
 
 def test_the_same_data_elsewhere_are_the_same(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from report_material import edit, items_table, put_failure, put_result, put_results
 from report_study import make_study
 
-from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.analysis.find_results import find_result
 from benchmarks.report.load_results import read_source
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.protocol import ranked_together
@@ -17,47 +19,49 @@ from benchmarks.results.results import read_result
 from clips.errors import UserError
 
 
-def diff_text(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None) -> str:
-    run_diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
-    return capsys.readouterr().out
+def compared(first: Path, second: Path) -> list[str]:
+    return build_comparison(CompareConfig(first=str(first), second=str(second))).texts
 
 
-def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path, capsys):
+def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path):
     put_results(tmp_path)
-    said = diff_text(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
-    assert "A: clip on gqa, exact match " in said
-    assert "The model is the same (0123456789ab, once as encoders/clip, once as encoders/clips)." in said
-    assert said.endswith("The evaluation settings are equal: they are ranked together.\n")
+    report = build_comparison(
+        CompareConfig(first=str(tmp_path / "clip/gqa.json"), second=str(tmp_path / "clips/gqa.json"))
+    )
+    assert [(column.benchmark, column.label) for column in report.table.columns] == [("gqa", "exact match")]
+    assert (
+        "clip and clips: the model is the same (0123456789ab, once as encoders/clip, once as encoders/clips)."
+        in report.texts
+    )
+    assert "clip and clips: evaluated under the same settings, and ranked together, on gqa." in report.texts
 
 
-def test_other_evaluation_settings_prevent_a_comparison(tmp_path, capsys):
+def test_other_evaluation_settings_prevent_a_comparison(tmp_path):
     put_results(tmp_path)
     other = {"prompt": "Say it.", "input_size": 224}
+    files = tmp_path / "clip/gqa.json", tmp_path / "large/gqa.json"
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol=other)
-    edit(tmp_path / "large/gqa.json", model={"path": "x", "hash": "feed"})
-    said = diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
-    assert "encoders/clip (0123456789ab) against x (feed)" in said
-    assert "part of the model (A against B):\n  size: 64 against 224\n" in said
-    assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
-    assert said.endswith("not ranked together: numbers of different protocols are shown, never compared.\n")
+    edit(files[1], model={"path": "x", "hash": "feed"})
+    notes = "\n".join(compared(*files))
+    assert "clip and large: the models differ: encoders/clip (0123456789ab) against x (feed)." in notes
+    assert "Input settings differ between the models. size: 64 for A clip; 224 for B large." in notes
+    (dagger,) = re.findall(r"A clip .* is not ranked with the rest of its column \((.*)\)", notes)
+    assert dagger == 'its settings against theirs: prompt: not stated against "Say it."'
+    assert "ranked together" not in notes
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
-    assert "they are ranked together" in diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    assert "ranked together, on gqa" in "\n".join(compared(*files))
     put_failure(tmp_path, "large", "gqa", "no picture")
-    said = diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
-    assert "B: large on gqa, failed: no picture" in said
-    assert "They cannot be ranked" in said
-    assert "ranked together" not in said
+    with pytest.raises(UserError, match=r"second: .*large/gqa\.json: this evaluation failed: no picture"):
+        compared(*files)
 
 
-def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path, capsys):
+def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path):
     put_results(tmp_path)
     for row, changes in (("old", {"split": "test"}), ("new", {"split": "taken whole"}), ("other", {"data_hash": "x"})):
         changes = {"split": "taken whole"} | changes
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
-    said = diff_text(capsys, tmp_path / "old", tmp_path / "new", "gqa")
-    assert 'split: "test" against "taken whole"\n' in said
-    assert said.endswith("They are ranked together: the data are the same under different names of the split.\n")
-    assert "not ranked together" in diff_text(capsys, tmp_path / "old", tmp_path / "other", "gqa")
+    assert any("ranked together" in note for note in compared(tmp_path / "old", tmp_path / "new"))
+    assert not any("ranked together" in note for note in compared(tmp_path / "old", tmp_path / "other"))
     source = read_source(tmp_path)
     groups = source.protocol_groups(source.results("gqa"))
     assert groups["old"] == groups["new"] != groups["other"]
@@ -67,13 +71,13 @@ def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path, capsys):
 
 def test_a_path_without_a_result_is_rejected(tmp_path):
     put_results(tmp_path)
-    for first, benchmark, message in (
+    for path, benchmark, message in (
         (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
         (tmp_path / "clip", "gqu", "unknown benchmark of .* 'gqu'; did you mean 'gqa'"),
-        (tmp_path, "gqa", "first: .* has several models; expected the directory of one of clip, clips, untrained"),
+        (tmp_path, "gqa", "result: .* has several models; expected the directory of one of clip, clips, untrained"),
     ):
         with pytest.raises(UserError, match=message):
-            run_diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
+            find_result(str(path), benchmark, "result")
 
 
 @pytest.mark.parametrize("change", ["names", "images", "missing"])
@@ -105,10 +109,9 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return first, second
 
 
-def test_a_result_of_an_older_study_is_out_of_date(studies: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_a_result_of_an_older_study_is_out_of_date(studies: tuple[Path, Path]) -> None:
     edit(studies[1] / "steps/evaluate-llava-clips-tiny-s0/step.json", key="of an older study")
     first, second = (next((study / "results").glob("*clips*/pope.json")) for study in studies)
-    run_diff(DiffConfig(first=str(first), second=str(second)))
-    said = capsys.readouterr().out
-    assert "B is out of date: not run since the study or the version of its command changed." in said
-    assert "A is out of date" not in said
+    (note,) = (note for note in compared(first, second) if "Out of date" in note)
+    assert note.startswith("B: Out of date: ")
+    assert note.endswith(" on pope: not run since the study or the version of its command changed.")

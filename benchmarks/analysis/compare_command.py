@@ -17,9 +17,9 @@ from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import print_frame, print_report, render_markdown
 from benchmarks.report.training_settings import diff_training, training_of_result
-from benchmarks.results.formatting import commit_text
-from benchmarks.results.protocol import describe_differences, name_one_sided
-from benchmarks.results.results import Result
+from benchmarks.results.formatting import commit_text, join_or_count
+from benchmarks.results.protocol import BLIND_PREFIX, describe_differences, name_one_sided, ranked_together
+from benchmarks.results.results import Result, read_result
 from benchmarks.study.study_record import RECORD_FILE, RowRecord
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError
@@ -41,8 +41,8 @@ class CompareConfig:
     """Compare two models, or two studies, benchmark by benchmark, with confidence intervals and corrected tests.
 
     Args:
-        first: a model's directory (``results/MODEL``); or a directory of results or a study's output: then models with
-            equal names are compared.
+        first: a model's directory (``results/MODEL``) or one of its result files; or a directory of results or a
+            study's output: then models with equal names are compared.
         second: likewise.
         benchmarks: only these: ``BENCHMARK`` or ``BENCHMARK:METRIC``; all if empty.
         output: also write the comparison to this file: .csv for programs, .md, .html or .tex to read.
@@ -115,10 +115,16 @@ def difference_frame(report: Report) -> pd.DataFrame:
 
 
 def _read_side(path: str, field: str) -> ReportSource:
-    """A study, a directory of results, or the one model of a directory of its own."""
+    """A study, a directory of results, or the one model of a directory or file of its own."""
     root = Path(path)
+    if root.is_file():
+        result = read_result(root)
+        if result.status == "failed":
+            raise UserError(f"{field}: {path}: this evaluation failed: {result.failure_reason}")
+        source = _read_side(str(root.parent), field)
+        return dataclasses.replace(source, title=path, benchmarks=(result.benchmark,))
     if not root.is_dir():
-        raise UserError(f"{field}: {path}: no such directory")
+        raise UserError(f"{field}: {path}: no such file or directory")
     is_model = any(root.glob("*.json")) and not any(root.glob("*/*.json"))
     is_model &= not (root / RECORD_FILE).is_file()
     source = read_source(root.parent if is_model else path)
@@ -161,7 +167,7 @@ def join_sources(first: ReportSource, second: ReportSource) -> ReportSource:
         title=f"A: {first.title}, B: {second.title}",
         question="",
         notes=tuple(
-            dict.fromkeys([*first.notes, *second.notes, *_context(first, second), *_trainings(first, second, pairs)])
+            dict.fromkeys([*_own_notes(first, second), *_context(first, second), *_models(first, second, pairs)])
         ),
         rows=tuple(rows),
         benchmarks=tuple(benchmarks),
@@ -169,6 +175,12 @@ def join_sources(first: ReportSource, second: ReportSource) -> ReportSource:
         steps=(),
         study=None,
     )
+
+
+def _own_notes(first: ReportSource, second: ReportSource) -> Iterator[str]:
+    """The notes of the sources, with the letter of the side if the other one lacks it."""
+    yield from (note if note in second.notes else f"A: {note}" for note in first.notes)
+    yield from (f"B: {note}" for note in second.notes if note not in first.notes)
 
 
 def _context(first: ReportSource, second: ReportSource) -> Iterator[str]:
@@ -197,14 +209,39 @@ def _facts(source: ReportSource) -> dict[str, str]:
     }
 
 
-def _trainings(first: ReportSource, second: ReportSource, pairs: Mapping[str, str]) -> Iterator[str]:
-    """How the trainings of two models differ, also where that makes no comparison unfair."""
-    found: dict[str, None] = {}
+def _models(first: ReportSource, second: ReportSource, pairs: Mapping[str, str]) -> Iterator[str]:
+    """Whether two models are the same, how their trainings differ, and whether they were evaluated alike."""
     for one, other in pairs.items():
+        both = dict[str, tuple[Result, Result]]()
         for benchmark in first.benchmarks:
-            results = [first.outcomes.get((one, benchmark)), second.outcomes.get((other, benchmark))]
-            mine, theirs = (each if isinstance(each, Result) else None for each in results)
-            if mine and theirs and mine.model.get("hash") != theirs.model.get("hash"):
-                for sentence in diff_training(training_of_result(mine), training_of_result(theirs)).sentences:
-                    found[f"{one}: {sentence}"] = None
-    yield from found
+            mine, theirs = first.outcomes.get((one, benchmark)), second.outcomes.get((other, benchmark))
+            if isinstance(mine, Result) and isinstance(theirs, Result):
+                both[benchmark] = mine, theirs
+        name = one if one == other else f"{one} and {other}"
+        sentences = [each for mine, theirs in both.values() for each in _about_two(mine, theirs)]
+        yield from (f"{name}: {sentence}" for sentence in dict.fromkeys(sentences))
+        blind = dict.fromkeys(
+            line.removeprefix(BLIND_PREFIX.replace("_", " "))
+            for mine, theirs in both.values()
+            for line in describe_differences(mine.protocol, theirs.protocol)
+            if line.startswith(BLIND_PREFIX.replace("_", " "))
+        )
+        if blind:
+            yield f"{name}: runs without the image, which do not change the score (A against B): {'; '.join(blind)}."
+        alike = [each for each, (mine, theirs) in both.items() if ranked_together(mine.protocol, theirs.protocol)]
+        if alike:
+            where = join_or_count(alike, "benchmarks")
+            yield f"{name}: evaluated under the same settings, and ranked together, on {where}."
+
+
+def _about_two(mine: Result, theirs: Result) -> Iterator[str]:
+    """Whether the models of two results are the same, else how they and their trainings differ."""
+    models = (mine.model, theirs.model)
+    paths, hashes = [str(each.get("path")) for each in models], [str(each.get("hash") or "")[:12] for each in models]
+    if all(hashes) and mine.model["hash"] == theirs.model["hash"]:
+        once = "" if paths[0] == paths[1] else f", once as {paths[0]}, once as {paths[1]}"
+        yield f"the model is the same ({hashes[0]}{once})."
+        return
+    both = " against ".join(f"{path} ({digest or 'no hash'})" for path, digest in zip(paths, hashes, strict=True))
+    yield f"{'the models differ' if all(hashes) else 'it is unknown whether the model is the same'}: {both}."
+    yield from diff_training(training_of_result(mine), training_of_result(theirs)).sentences

@@ -91,7 +91,7 @@ def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
         *([f"by: {result.command}"] if result.command else []),
         *(_step(Path(result.path), result.created) if result.path else []),
         f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
-        f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
+        f"protocol: {_short(result.fingerprint)}; `clips-bench compare` compares it with another's",
     ]
     numbers = ", ".join(
         f"{metric.label} {metric.value * metric.scale:.1f}"

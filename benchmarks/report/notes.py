@@ -567,9 +567,10 @@ def _about_parts(source: ReportSource) -> Iterator[Note]:
 def _about_protocols(seed_table: Table) -> Iterator[Note]:
     for cell in seed_table.scores:
         if cell.protocol_differences:
+            settings = "; ".join(cell.protocol_differences)
             text = (
                 f"{cell.dagger} {cell.row} on {cell.column.title} was measured under different settings and is not "
-                f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
+                f"ranked with the rest of its column (its settings against theirs: {settings})."
             )
             yield Note.of("protocol", text, [cell])
 

@@ -16,7 +16,7 @@ from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, TrainingNoise, training_noise
-from benchmarks.results.protocol import describe_differences
+from benchmarks.results.protocol import ranking_differences
 from benchmarks.results.results import Metric
 from benchmarks.results.statistics import ConfidenceInterval, scores_interval
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
@@ -145,7 +145,7 @@ def _seed_cells(source: ReportSource, column: Column) -> list[Cell]:
                 n=metric.n,
                 group=group,
                 results=(outcome,),
-                protocol_differences=tuple(describe_differences(main.protocol, outcome.protocol)) if group else (),
+                protocol_differences=tuple(ranking_differences(outcome.protocol, main.protocol)) if group else (),
             )
         )
     return cells

@@ -122,14 +122,6 @@ class TrainingDiff:
         """The differences and the unknown trainings."""
         return [*([f"trained (A against B): {self.in_short}."] if self.in_short else []), *self.unknown]
 
-    @property
-    def warnings(self) -> list[str]:
-        """A sentence about the confounders, if there are any."""
-        if not self.uneven:
-            return []
-        names = ", ".join(each.partition(" ")[0] for each in self.uneven)
-        return [f"Different training settings ({names}) may explain a difference between the numbers."]
-
 
 def diff_training(first: TrainingSettings, second: TrainingSettings) -> TrainingDiff:
     """The differences between two trainings."""

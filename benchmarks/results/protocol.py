@@ -104,6 +104,15 @@ def describe_differences(first: Protocol, second: Protocol) -> list[str]:
     return lines
 
 
+def ranking_differences(first: Protocol, second: Protocol) -> list[str]:
+    """The lines of `describe_differences` on what keeps results apart: not on inputs or runs without the image."""
+    one, other = (
+        {name: value for name, value in protocol.items() if not name.startswith((INPUT_PREFIX, BLIND_PREFIX))}
+        for protocol in (first, second)
+    )
+    return describe_differences(one, other)
+
+
 def name_one_sided(lines: Sequence[str]) -> list[str]:
     """Lines of `describe_differences`, with the settings that only one side states by name, in one last line."""
     alone = [line for line in lines if re.search(r': "?not stated"? against | against "?not stated"?$', line)]
