@@ -14,9 +14,8 @@ from report_material import edit, items_table, put_result, rendered
 from report_study import record_study
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
-from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.plots import forest_plots, gain_figures
-from benchmarks.report.report import Selection, build_report
+from benchmarks.report.report import LatexStyle, Selection, build_report
 from benchmarks.results.baselines import add_blind_columns
 from benchmarks.results.noise import TrainingNoise, difference_estimate
 from benchmarks.results.results import read_items

@@ -29,11 +29,9 @@ def _figures(suffix: str, render: Callable[[Figure], str | bytes]) -> Callable[[
 REPORT_FORMATS: dict[str, Callable[[Report], Files]] = {
     "html": _one_file("index.html", render_page),
     "csv": _one_file("table.csv", measures.render_csv),
-    "reference_results": _one_file("reference_results.csv", measures.render_reference_csv),
     "wide": _one_file("table_wide.csv", measures.render_wide),
     "pairs": _one_file("pairs.csv", measures.render_pairs),
     "seeds": _one_file("seeds.csv", measures.render_seeds),
-    "sweep": _one_file("sweep.csv", measures.render_sweep_csv),
     "markdown": _one_file("table.md", render_markdown),
     "latex": _one_file("table.tex", render_latex),
     "svg": _figures(".svg", render_svg),

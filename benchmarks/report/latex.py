@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import Interval, Overall
-from benchmarks.report.latex_style import COLUMN_GAP, fit_float, split_columns
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import KINDS, LATEX, mark_legend, variance_sources
 from benchmarks.report.published import REFERENCE_NOTE
@@ -23,81 +21,65 @@ if TYPE_CHECKING:
 
 
 _HEAD = (
-    r"% Needs \usepackage{booktabs,graphicx}, names with accents \usepackage[T1]{fontenc}. It shrinks where it is too "
-    "wide; for larger letters in a one-column article: clips-bench report DIR --latex.text_width 345"
+    r"% Needs \usepackage{booktabs,graphicx}, names with accents \usepackage[T1]{fontenc}. It shrinks to the "
+    "width of the page; for larger letters choose --benchmarks, or --latex.intervals none"
 )
-_CENTERING = r"\centering"  # once in each float
 _ROWS_PER_FLOAT = 45
 _OF_MARKS = ("Best", "Tied")  # lines of the legend for the caption; ranks have marks of other meanings
 
 
 def render_latex(report: Report) -> str:
-    """The main table as floats with captions, published results as another one, and notes as comments.
+    """The main table as a float with a caption, published results as others, and notes as comments.
 
-    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns, with the
-    caveats below the last part. Characters that pdflatex lacks (Chinese, emoji) become their code points.
+    A table spans the page and shrinks if it is wider, with the caveats below it. Characters that pdflatex lacks
+    (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
-    parts = [_HEAD, *_floats(report, f"tab:{name}"), _comment(report.answer)]
+    parts = [_HEAD, *_main_float(report, f"tab:{name}"), _comment(report.answer)]
     parts += [_comment(line) for line in mark_legend(report.table, LATEX) if not line.startswith(_OF_MARKS)]
     parts += [_comment(note.text) for note in report.notes if not KINDS[note.kind].is_caveat and note.kind != "missing"]
     if report.reference_results:
         frame, label = report.reference_results.text(), f"tab:{name}-published"
-        parts += _frame_floats(frame, REFERENCE_NOTE, label, report.latex.text_width)
+        parts += _frame_floats(frame, REFERENCE_NOTE, label)
         parts += map(_comment, report.reference_results.sources())
     return "\n".join(parts) + "\n"
 
 
-def _floats(report: Report, label: str) -> list[str]:
-    frame, texts, table = _frame(report), _texts(report), report.table
-    caveats = latex_text(" ".join(note.text for note in report.notes if KINDS[note.kind].is_caveat))
-    parts = split_columns(texts, report.latex.text_width)
-    fit = fit_float(texts, parts, report.latex.text_width)
-    lines: list[str] = []
-    for number, columns in enumerate(parts):
-        title = _caption(report) if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
-        part = frame.iloc[:, columns]
-        # a part with averages alone has neither chance nor n
-        shown = [place < len(table.rows) or any(line) for place, line in enumerate(part.to_numpy())]
-        tabular = _tabular(part[shown])
-        if num_below := sum(shown[len(table.rows) :]):
-            tabular.insert(tabular.index(r"\bottomrule") - num_below, r"\midrule")
-        start = tabular.index(r"\midrule") + 1
-        for index, row in reversed([*enumerate(table.rows)]):  # headings of groups, a space between LLMs
-            if index in table.headings:
-                text = latex_text(table.headings[index])
-                heading = rf"\multicolumn{{{1 + len(columns)}}}{{l}}{{\textit{{{text}}}}} \\"
-                tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
-            elif index and row.llm != table.rows[index - 1].llm:
-                tabular.insert(start + index, r"\addlinespace")
-        if caveats and number == len(parts) - 1:
-            tabular += ["", rf"\smallskip\parbox{{\linewidth}}{{\footnotesize {caveats}}}"]
-        lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
-    return lines
+def _main_float(report: Report, label: str) -> list[str]:
+    frame, table = _frame(report), report.table
+    tabular = _tabular(frame)
+    num_below = len(frame) - len(table.rows)
+    tabular.insert(tabular.index(r"\bottomrule") - num_below, r"\midrule")
+    start = tabular.index(r"\midrule") + 1
+    for index, row in reversed([*enumerate(table.rows)]):  # headings of groups, a space between LLMs
+        if index in table.headings:
+            text = latex_text(table.headings[index])
+            heading = rf"\multicolumn{{{1 + frame.shape[1]}}}{{l}}{{\textit{{{text}}}}} \\"
+            tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
+        elif index and row.llm != table.rows[index - 1].llm:
+            tabular.insert(start + index, r"\addlinespace")
+    if caveats := latex_text(" ".join(note.text for note in report.notes if KINDS[note.kind].is_caveat)):
+        tabular += ["", rf"\smallskip\parbox{{\linewidth}}{{\footnotesize {caveats}}}"]
+    return _float(_caption(report), label, tabular)
 
 
-def _frame_floats(frame: pd.DataFrame, caption: str, label: str, text_width: float) -> list[str]:
-    """A frame of unescaped strings, in as many floats as its rows and columns need."""
-    texts = [[*map(str, frame.index)], *([name, *frame[name]] for name in frame.columns)]
-    parts = split_columns(texts, text_width)
-    fit = fit_float(texts, parts, text_width)
+def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
+    """A frame of unescaped strings, in as many floats as its rows need."""
     escaped = frame.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
     lines: list[str] = []
-    for start, columns in itertools.product(range(0, len(frame), _ROWS_PER_FLOAT), parts):
-        number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
-        part = escaped.iloc[start : start + _ROWS_PER_FLOAT, columns]
-        lines += _float(latex_text(caption), label + number, _tabular(part), fit)
+    for number, start in enumerate(range(0, len(frame), _ROWS_PER_FLOAT), 1):
+        tabular = _tabular(escaped.iloc[start : start + _ROWS_PER_FLOAT])
+        lines += _float(latex_text(caption), f"{label}-{number}" if start else label, tabular)
     return lines
 
 
-def _float(caption: str, label: str, tabular: Sequence[str], fit: tuple[str, str]) -> list[str]:
-    environment, size = fit
-    opening = [rf"\begin{{{environment}}}[t]", _CENTERING, size]
-    opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
     begin = next(index for index, line in enumerate(tabular) if line.startswith(r"\begin{tabular}"))
     end = tabular.index(r"\end{tabular}") + 1
     shrunk = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", *tabular[begin:end], "}"]
-    return [*opening, *tabular[:begin], *shrunk, *tabular[end:], rf"\end{{{environment}}}"]
+    opening = [r"\begin{table*}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{3pt}"]
+    opening += [rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    return [*opening, *tabular[:begin], *shrunk, *tabular[end:], r"\end{table*}"]
 
 
 def _tabular(frame: pd.DataFrame) -> list[str]:
@@ -150,22 +132,6 @@ def _frame(report: Report) -> pd.DataFrame:
         headers.append((above, title))
     frame.columns = pd.MultiIndex.from_tuples(headers)
     return frame
-
-
-def _texts(report: Report) -> list[list[str]]:
-    """The texts of each column as printed, the models' names first."""
-    columns = [[row.name for row in report.table.rows]]
-    for column in report.table.columns:
-        texts = [
-            cell.missing_label or " ".join([cell.number, *_cell_texts(report, cell)])
-            for cell in report.table.cells(column)
-        ]
-        above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
-        columns.append([above, column.label, *texts, *column.chance_lines, _short_count(column)])
-    inline = report.latex.intervals == "inline"
-    for above, title, numbers, *_ in _overall(report):
-        columns.append([above[::2], title, *("0" * (5 + inline * len(each.text)) for each in numbers.values())])
-    return columns
 
 
 def _short_count(column: Column) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.report.plots import sweep_panels
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Difference, Table
 from benchmarks.results.baselines import WITHOUT_IMAGE
@@ -35,7 +34,7 @@ class Measure:
         name: of the column; empty for a text only.
         value: cell → a number, text or bool; None if it has none.
         dtype: of pandas, for counts and bools that some lines lack.
-        of_score: whether ``seeds.csv`` and ``sweep.csv`` have the column, too.
+        of_score: whether ``seeds.csv`` has the column, too.
         text: cell → what stands next to its number; empty to omit it.
         heading: of the text, for the page; ``{cell}`` is the cell.
         formats: that show the text; LaTeX next to inline intervals only.
@@ -201,24 +200,6 @@ def render_wide(report: Report) -> str:
     return csv_text(frame[of_models].drop_duplicates().merge(view, left_on="model", right_index=True))
 
 
-def render_reference_csv(report: Report) -> str:
-    """One line per published model: values as printed, and differences from the baseline if it is one of them."""
-    table = report.reference_results
-    if table is None:
-        return ""
-    return _csv(
-        {
-            "model": row.name,
-            "set": row.set,
-            "about": row.about,
-            "source": row.source,
-            **{column: row.values.get(column) for column in table.columns},
-            **({f"{column} delta": table.delta(row, column) for column in table.columns} if table.baseline else {}),
-        }
-        for row in table.rows
-    )
-
-
 def _score_fields(cell: Cell) -> dict[str, object]:
     return {each.name: each.value(cell) for each in MEASURES if isinstance(each, Measure) and each.of_score}
 
@@ -265,26 +246,6 @@ def render_pairs(report: Report) -> str:
                 }
                 lines.append(line)
     return _csv(lines)
-
-
-def render_sweep_csv(report: Report) -> str:
-    """One line for each point of the sweep figures, with the slope of its curve; empty without sweeps."""
-    return _csv(
-        {
-            "figure": panel.title,
-            "curve": curve.name,
-            panel.label: value,
-            "benchmark": panel.column.key,
-            "metric": panel.column.metric,
-            **_score_fields(cell),
-            "slope": curve.slope.value if curve.slope else None,
-            "slope_ci_low": curve.slope.low if curve.slope else None,
-            "slope_ci_high": curve.slope.high if curve.slope else None,
-        }
-        for panel in sweep_panels(report.source, report.table)
-        for curve in panel.curves
-        for value, cell in curve.cells
-    )
 
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> str:

@@ -30,7 +30,7 @@ class ReportConfig:
         models: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         benchmarks: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
             including metrics that the main table omits.
-        formats: any of html, csv, wide, reference_results, pairs, seeds, sweep, markdown, latex, svg, pdf; by default
+        formats: any of html, csv, wide, pairs, seeds, markdown, latex, svg, pdf; by default
             all but pdf.
         latex: the intervals and marks of the LaTeX table.
         display: names of models and benchmarks, and groups of models, which override those of the study.
