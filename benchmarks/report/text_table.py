@@ -6,15 +6,15 @@ Every format escapes names and reasons, since they come from untrusted files.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL, grouped_notes
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import NOT_RUN, Cell, Column
-from benchmarks.results.formatting import strip_control_chars
+from benchmarks.report.table import Cell, Column
+from benchmarks.results.formatting import join_or_count, strip_control_chars
 from clips.safe_text import escape_markdown
 
 if TYPE_CHECKING:
@@ -95,10 +95,7 @@ _LONG = 14  # characters of a number with its margins; longer cells are remarks
 
 
 def print_report(report: Report, console: Console, *, all_notes: bool = False) -> None:
-    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
-
-    The table is transposed if it has more metrics than models, so that it stays narrow, and split if it is too wide.
-    """
+    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup."""
     from rich.text import Text
 
     def line(text: str, style: str = "") -> None:
@@ -109,15 +106,14 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False) -
     if any(groups):
         heads = itertools.zip_longest(groups, frame.index, fillvalue="")
         frame.index = [f"{group}: {name}" if group else name for group, name in heads]
-    whole = [frame.T, frame] if frame.shape[1] > len(frame) else [frame, frame.T]
-    print_frame(frame, console, title=report.source.title, whole=whole)
+    print_frame(frame, console, title=report.source.title, transposable=True)
     line(report.answer, "bold")
     for sentence in report.other_sentences:
         line(sentence)
     if report.reference_results:
         line(f"Published. {REFERENCE_NOTE}", "dim")
         published = report.reference_results.text()
-        print_frame(published, console, whole=[published.T])
+        print_frame(published, console, transposable=True)
     style = TERMINAL if console.color_system else PLAIN
     for note in report.all_notes(style) if all_notes else report.first_notes(style):
         line(f"  {note}", "dim")
@@ -126,19 +122,28 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False) -
         line(f"  All notes are in the written formats, Markdown for example: {kinds}.", "dim")
 
 
-def print_frame(
-    frame: pd.DataFrame, console: Console, *, title: str = "", whole: Sequence[pd.DataFrame] | None = None
-) -> None:
-    """Print a frame of strings as a table, or several if it is too wide; long names wrap and are never cut.
+def print_frame(frame: pd.DataFrame, console: Console, *, title: str = "", transposable: bool = False) -> None:
+    """Print a frame of strings as one table; long texts wrap between words, and columns without room are named below.
 
     Args:
         frame: the frame.
         console: of the terminal.
-        title: above the first table.
-        whole: the first of these that fits is printed instead; by default the frame.
+        title: above the table.
+        transposable: print the longer side as lines, or the other one if only this fits.
     """
-    for number, (part, widths) in enumerate(_split(frame, console.width, [frame] if whole is None else whole)):
-        _print_table(part, console, "" if number else title, widths)
+    frames = [frame, frame.T] if transposable else [frame]
+    frames.sort(key=lambda each: len(each) < each.shape[1])
+    for each, wraps in itertools.product(frames, (False, True)):
+        widths = _widths(each, console.width, wraps=wraps)
+        if sum(widths) < console.width:
+            _print_table(each, console, title, widths)
+            return
+    names, *columns = _widths(frames[0], 0)
+    widths = [min(names, console.width // 3), *(min(width, console.width // 2) for width in columns)]
+    count = max(1, sum(end < console.width for end in itertools.accumulate(widths)) - 1)
+    _print_table(frames[0].iloc[:, :count], console, title, widths[: count + 1])
+    left = [*map(str, frames[0].columns[count:])]
+    console.print(f"No room for {join_or_count(left, 'more columns')}; the written formats have all.", markup=False)
 
 
 def _print_table(frame: pd.DataFrame, console: Console, title: str, widths: Sequence[int]) -> None:
@@ -149,9 +154,9 @@ def _print_table(frame: pd.DataFrame, console: Console, title: str, widths: Sequ
         return Text(value.plain if isinstance(value, Text) else strip_control_chars(str(value)), style=style)
 
     table = Table(title=plain(title) if title else None, title_style="bold", title_justify="left", pad_edge=False)
-    table.add_column("", overflow="fold")
-    for header, width in zip(frame.columns, widths, strict=True):
-        table.add_column(plain(header), justify="right" if header else "left", overflow="fold", width=width)
+    table.add_column("", overflow="fold", width=widths[0] - _BORDER)
+    for header, width in zip(frame.columns, widths[1:], strict=True):
+        table.add_column(plain(header), justify="right" if header else "left", overflow="fold", width=width - _BORDER)
     for name, line in zip(frame.index, frame.to_numpy(), strict=True):
         table.add_row(plain(name, "bold"), *(each if isinstance(each, Text) else plain(each) for each in line))
     console.print(table)
@@ -168,45 +173,21 @@ def _terminal_cell(cell: Cell) -> Text:
     return text
 
 
-def _split(frame: pd.DataFrame, width: int, whole: Sequence[pd.DataFrame]) -> Iterator[tuple[pd.DataFrame, list[int]]]:
-    """Parts of a frame no wider than the terminal, with the widths of their columns.
-
-    That is the first frame of ``whole`` that fits, else groups of columns of ``frame``, each without the rows that have
-    neither a number nor a failure in it. Headers and long cells wrap between words only if they have to.
-    """
-    for each, wraps in itertools.product(whole, (False, True)):
-        room = width - 2 - max(map(len, each.index), default=0)  # a border on each side
-        widths = _widths(each, room, wraps=wraps)
-        if sum(widths) <= room:
-            yield each, [needed - _BORDER for needed in widths]
-            return
-    room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
-    groups: list[list[int]] = []
-    used = 0
-    for index, needed in enumerate(_widths(frame, 0)):
-        if not groups or used + needed > room:
-            groups.append([])
-            used = 0
-        groups[-1].append(index)
-        used += needed
-    for indices in groups:
-        part = frame.iloc[:, indices]
-        shown = ~part.map(str).isin(["", NOT_RUN]).all(axis=1)
-        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _widths(part, room)]
-
-
 def _widths(frame: pd.DataFrame, room: int, *, wraps: bool = True) -> list[int]:
-    """The width of each column with its border if nothing wraps, or if headers and long cells wrap between words.
+    """The width of the names and of each column with its border: if nothing wraps, or if long texts do between words.
 
-    The last column, that of remarks in a comparison, takes what is left of ``room``.
+    The names, then the last column, that of remarks in a comparison, take what is left of ``room``.
     """
-    texts = [[str(header), *map(str, frame.iloc[:, index])] for index, header in enumerate(frame.columns)]
+    names = ["", *map(str, frame.index)]
+    texts = [names, *([str(header), *map(str, frame.iloc[:, place])] for place, header in enumerate(frame.columns))]
     whole = [max(map(len, each)) + _BORDER for each in texts]
-    if not wraps or not texts:
+    if not wraps:
         return whole
     parts = [
         [*header.split(), *(part for cell in cells for part in (cell.split() if len(cell) > _LONG else [cell]))]
         for header, *cells in texts
     ]
-    *others, last = [max(map(len, each), default=0) + _BORDER for each in parts]
-    return [*others, max(last, min(whole[-1], room - sum(others)))]
+    widths = [max(map(len, each), default=0) + _BORDER for each in parts]
+    for index in (0, -1):
+        widths[index] += max(0, min(whole[index] - widths[index], room - 1 - sum(widths)))
+    return widths
