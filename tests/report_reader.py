@@ -69,6 +69,7 @@ class Reader:
         self._check_marks()
         self._check_uncertainty()
         sentences = [self.report.answer, *self.report.other_sentences]
+        self._check_verdict()
         found = [each for line in sentences for each in re.split(_BETWEEN_SENTENCES, line) if each]
         for sentence in found:
             self.read(sentence)
@@ -120,6 +121,54 @@ class Reader:
                 )
                 hidden = (model, benchmark) in self.truth.measured and self.truth.credited(model, benchmark) is False
                 assert (cell.mark, cell.withheld) == (("", mark) if hidden else (mark, ""))
+
+    def _check_verdict(self) -> None:
+        """The counts are those of the tests, and no other model has a better balance."""
+        said = re.fullmatch(
+            r"(\w+) against (\w+|the best of the other models): (\d+) won, (\d+) tied, (\d+) lost"
+            r"(?:, (\d+) not credited to the images)?\.",
+            self.report.verdict,
+        )
+        with_base = {model: self._kinds(model) for model in self.world.models if self._base(model)}
+        kinds = ("better", "equal", "worse", "uncredited")
+        if any(each[kind] for each in with_base.values() for kind in kinds):
+            assert said is not None
+            own = with_base[said[1]]
+            assert said[2] == self._base(said[1])
+            assert [len(own[kind]) for kind in kinds] == [int(count or 0) for count in said.groups()[2:]]
+            if not own["better"]:
+                assert not any(each["better"] for each in with_base.values())
+        else:
+            counts = {model: self._against_the_top(model) for model in self.world.models}
+            assert bool(said) == any(map(sum, counts.values()))
+            if said:
+                assert said[2] == "the best of the other models"
+                assert counts[said[1]] == tuple(int(count or 0) for count in said.groups()[2:])
+                assert max(counts.values())[0] == counts[said[1]][0]
+
+    def _against_the_top(self, model: str) -> tuple[int, int, int, int]:
+        """Metrics won, tied, lost and not credited."""
+        won = tied = lost = uncredited = 0
+        for benchmark in self.world.benchmarks:
+            if (model, benchmark) not in self.truth.measured or not self.truth.ranked(benchmark):
+                continue
+            flags = {other: self.differs(benchmark, model, other) for other in self.world.models}
+            own, sign = self._value(benchmark, model), self.truth.sign(benchmark)
+            better = [
+                other
+                for other, differs in flags.items()
+                if differs and sign * (self._value(benchmark, other) - own) > 0
+            ]
+            cell = self.table.cell(model, benchmark, "m")
+            if any(self.truth.credited(other, benchmark) is not False for other in better):
+                lost += 1
+            elif better or (cell.rank_mark == "best" and self.truth.credited(model, benchmark) is False):
+                uncredited += 1
+            elif False in flags.values():
+                tied += 1
+            elif cell.rank_mark == "best":  # checked above
+                won += 1
+        return won, tied, lost, uncredited
 
     def _check_uncertainty(self) -> None:
         """What the notes are made of: why there is no interval or test, noise, chance, missing values."""

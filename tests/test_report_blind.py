@@ -72,11 +72,11 @@ def test_a_score_above_both_runs_is_credited(looking):
     assert report.table.cell("clips", "mmstar", "exact_match").credited is None
     assert "clips beats clip by" in report.answer
     assert not any("‡" in note for note in report.texts)
-    start = "Gain over blind on gqa exact match (120 items): clip "
+    start = "Gain over blind on gqa exact match (120 items): clips "
     (line,) = [note for note in report.texts if note.startswith(start)]
     assert "over blank and" in line
     (figure,) = gain_figures(report.table).figures
-    kinds = [("clip", "blank"), ("clip", "shuffled"), ("clips", "blank"), ("clips", "shuffled")]
+    kinds = [("clips", "blank"), ("clips", "shuffled"), ("clip", "blank"), ("clip", "shuffled")]
     assert [row[:2] for row in figure.rows] == kinds
 
 

@@ -226,20 +226,22 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
 
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(study):
     built = build_report(study)
-    lines = rows_of(rendered(built, "sweep"))
-    assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
-        ("block", "8.0", pytest.approx(55)),
-        ("block", "16.0", pytest.approx(36)),
-        ("whole", "", pytest.approx(25)),
+    (panel,) = sweep_panels(built.source, built.table)
+    points = [(curve.name, tokens, cell.value) for curve in panel.curves for tokens, cell in curve.cells]
+    assert points == [
+        ("block", 8, pytest.approx(55)),
+        ("block", 16, pytest.approx(36)),
+        ("whole", None, pytest.approx(25)),
     ]
     # 8 to 16 tokens is one doubling: the slope is the difference of the two points, and as unsure
     ends = {cell.row: cell for cell in built.table.scores}
     reach = [ends[f"part.block.{tokens}"].ci_high - ends[f"part.block.{tokens}"].ci_low for tokens in (8, 16)]
-    slope, low, high = (float(lines[0][name]) for name in ("slope", "slope_ci_low", "slope_ci_high"))
-    assert slope == pytest.approx(-19)
-    assert max(reach) / 2 < high - slope < sum(reach) / 2
-    assert slope - low == pytest.approx(high - slope, rel=0.3)
-    assert lines[2]["slope"] == ""
+    block, whole = panel.curves
+    slope = block.slope
+    assert slope.value == pytest.approx(-19)
+    assert max(reach) / 2 < slope.high - slope.value < sum(reach) / 2
+    assert slope.value - slope.low == pytest.approx(slope.high - slope.value, rel=0.3)
+    assert whole.slope is None
     page = render_page(built)
     assert 'id="per-seed-results"' in page
     assert "&lt;Lengths&gt;" in page

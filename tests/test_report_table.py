@@ -307,7 +307,7 @@ def chance_report(folder: Path, skills: dict[str, float], chance: float, yes: fl
         (0.05, None, "", None),
         (0.45, None, "", "or is worse): clip on pope accuracy."),
         (0.05, 0.45, "", "or is worse): clip on pope accuracy (always yes)."),
-        (0.9, None, "No model is significantly above chance on pope accuracy.", ": clip and clips on pope accuracy."),
+        (0.9, None, "No model is significantly above chance on pope accuracy.", ": clips and clip on pope accuracy."),
     ],
 )
 def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.report.notes import marked_apart, title_with_baselines, unread_differences
@@ -10,6 +11,57 @@ from benchmarks.report.table import Cell, Difference, Table
 from benchmarks.results.formatting import decimals_needed, format_number, join_or_count, join_with_and
 
 _MAX_SIZES = 2
+
+
+def verdict(table: Table) -> str:
+    """``clips against clip: 3 won, 5 tied, 0 lost.``, of the model that the headline is about; empty without tests.
+
+    Without a baseline, against the best of the other models: the metric is lost to a model that is significantly
+    better, and won if the mark is ``best``.
+    """
+    if compared := [each for row in table.rows if (each := _Tests(table, row.name)).cells]:
+        first = _leading([each for each in compared if each.better] or compared)
+        who = f"{first.row} against {first.baseline}"
+        won, tied, lost, uncredited = map(len, (first.better, first.equal, first.worse, first.uncredited))
+    else:
+        counts = {row.name: _rank_counts(table, place) for place, row in enumerate(table.rows)}
+        tested = [row for row, of_row in counts.items() if of_row]
+        if not tested:
+            return ""
+        row = max(tested, key=lambda row: (counts[row]["won"], counts[row]["tied"]))
+        who = f"{row} against the best of the other models"
+        won, tied, lost, uncredited = (counts[row][kind] for kind in ("won", "tied", "lost", "not credited"))
+    credits = f", {uncredited} not credited to the images" if uncredited else ""
+    return f"{who}: {won} won, {tied} tied, {lost} lost{credits}."
+
+
+def _leading(compared: Sequence[_Tests]) -> _Tests:
+    """The model with the largest balance of gains and losses, then with the most gains."""
+    return max(compared, key=lambda each: (len(each.better) - len(each.worse), len(each.better)))
+
+
+def _rank_counts(table: Table, place: int) -> Counter[str]:
+    """What the tests against the top of each ranked metric say of a model that may be the top itself."""
+    counts = Counter[str]()
+    for column in table.columns:
+        cells = table.cells(column)
+        cell, better, worse, equal = cells[place], list[Cell](), list[Cell](), list[Cell]()
+        for other in cells if column.ranked else ():
+            differs = table.differs(cell, other)
+            if differs is False:
+                equal.append(other)
+            elif differs:
+                is_better = (cell.value or 0.0) > (other.value or 0.0)
+                (better if is_better == column.higher_is_better else worse).append(other)
+        if any(other.credited is not False for other in worse):
+            counts["lost"] += 1
+        elif worse or cell.withheld == "best":
+            counts["not credited"] += 1
+        elif equal:
+            counts["tied"] += 1
+        elif cell.mark == "best":
+            counts["won"] += 1
+    return counts
 
 
 def headline(table: Table) -> str:
@@ -28,10 +80,9 @@ def _comparison(table: Table) -> str:
     tested = [_Tests(table, row.name) for row in table.rows]
     compared = [each for each in tested if each.cells]
     if compared and (len(compared) == 1 or len(table.rows) == 2):  # two models without a baseline are each other's
-        return max(compared, key=lambda each: len(each.better) - len(each.worse)).sentence()
+        return _leading(compared).sentence()
     if better := [each for each in compared if each.better]:
-        # the largest balance of gains and losses, then the most gains
-        return max(better, key=lambda each: (len(each.better) - len(each.worse), len(each.better))).sentence()
+        return _leading(better).sentence()
     if compared:
         return _none_better(tested)
     if not any(cell.value is not None for cell in table.scores):

@@ -88,7 +88,7 @@ class Overall:
         """
         if not self.averages:
             return ""
-        best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
+        best, *others = self.order
         average = self.averages[best]
         # averages of models without a common seed are those of the table's numbers, as all are then
         names = join_or_count(self.fewer_seeds, "models") if self.fewer_seeds and not self.no_seed else ""
@@ -133,6 +133,13 @@ class Overall:
     def _is_above(self, row: str, other: str) -> bool:
         is_higher = self.averages[row].value > self.averages[other].value
         return is_higher and self.p_values.get(frozenset({row, other}), 1.0) < ALPHA
+
+    @property
+    def order(self) -> list[str]:
+        """The models by average, or by mean rank without averages, the best first."""
+        if self.averages:
+            return sorted(self.averages, key=lambda row: -self.averages[row].value)
+        return sorted(self.ranks, key=lambda row: self.ranks[row].value)
 
     @property
     def columns(self) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
@@ -310,7 +317,7 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
         sentences.append(
             f"The mean rank{overall.of} (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."
         )
-    rows = sorted(found[-1].ranks, key=lambda row: (found[-1].ranks[row].value, row))
+    rows = found[-1].order
     uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
     heads = [
         head for overall in found for title, *_ in overall.columns for head in (title + overall.of, "95 % interval")

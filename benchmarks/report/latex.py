@@ -35,7 +35,7 @@ def render_latex(report: Report) -> str:
     (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
-    parts = [_HEAD, *_main_float(report, f"tab:{name}"), _comment(report.answer)]
+    parts = [_HEAD, *_main_float(report, f"tab:{name}"), _comment(f"{report.verdict} {report.answer}".strip())]
     parts += [_comment(line) for line in mark_legend(report.table, LATEX) if not line.startswith(_OF_MARKS)]
     parts += [_comment(note.text) for note in report.notes if not KINDS[note.kind].is_caveat and note.kind != "missing"]
     if report.reference_results:

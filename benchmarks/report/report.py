@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.report.answer import headline, row_sentences
+from benchmarks.report.answer import headline, row_sentences, verdict
 from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
 from benchmarks.report.latex_style import LatexStyle
@@ -153,7 +153,8 @@ class Report:
         details: models × all metrics.
         items: of the results.
         overall: averages and mean ranks over the benchmarks of encoders, and over those of LLaVAs.
-        answer: the headline, one sentence.
+        verdict: how often one model won, tied and lost; empty without tests.
+        answer: the headline.
         sentences: one for each model with a baseline.
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
@@ -165,6 +166,7 @@ class Report:
     details: Table
     items: ItemScores
     overall: tuple[Overall, ...]
+    verdict: str
     answer: str
     sentences: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -250,6 +252,12 @@ def build_report(
     text = f"Omitted from this table: {' and '.join(omitted)}.{tests}"
     omissions = [Note(kind="omitted", text=text)] if omitted else []
     overall = overall_scores(complete_table)
+    if overall and ranked and source.study is None and not (selection.models or display.groups):
+        # nobody chose the order of a directory; that of a study, of `models` and of groups is their author's
+        order = overall[-1].order
+        rows = sorted(source.rows, key=lambda row: order.index(row.name if row.name in order else row.model))
+        source = dataclasses.replace(source, rows=tuple(rows))
+        complete_table, table, details = (each.in_order(order) for each in (complete_table, table, details))
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
     if table.baselines:  # of two models, the difference is the answer
@@ -260,6 +268,7 @@ def build_report(
         details=details,
         items=items,
         overall=overall,
+        verdict=verdict(table),
         answer=" ".join(filter(None, answer)),
         sentences=tuple(row_sentences(table)),
         notes=(*omissions, *table_notes(source, table, seed_table)),

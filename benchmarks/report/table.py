@@ -495,6 +495,15 @@ class Table:
         """All tested pairs, those of omitted columns included."""
         return [*self.tested.values()]
 
+    def in_order(self, names: Sequence[str]) -> Table:
+        """The same with its models in another order."""
+        places = [[row.name for row in self.rows].index(name) for name in names]
+        return dataclasses.replace(
+            self,
+            rows=tuple(self.rows[place] for place in places),
+            scores=[self.cells(column)[place] for column in self.columns for place in places],
+        )
+
     def cell(self, row: str, benchmark: str, metric: str) -> Cell:
         """The cell of a model and a metric."""
         place = [each.name for each in self.rows].index(row)

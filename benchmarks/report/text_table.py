@@ -55,12 +55,15 @@ def render_markdown(report: Report) -> str:
     """Markdown for a README: the answer, the main table and its notes, then published results."""
     import pandas as pd
 
-    title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
+    source = report.source
+    title, question, verdict, answer = map(
+        escape_markdown, (source.title, source.question, report.verdict, report.answer)
+    )
     frame = main_table(report, _markdown_cell, escape_markdown)
     for index, heading in reversed(report.table.headings.items()):
         above = pd.DataFrame("", index=[f"**{escape_markdown(heading)}**"], columns=frame.columns)
         frame = pd.concat([frame.iloc[:index], above, frame.iloc[index:]])
-    parts = [f"# {title}", question, answer and f"**{answer}**"]
+    parts = [f"# {title}", question, verdict and f"**{verdict}**", answer]
     parts += [_pipe_table(frame), markdown_list(report.all_notes(MARKDOWN))]
     if reference := report.reference_results:
         parts += ["## Published numbers", REFERENCE_NOTE]
@@ -107,7 +110,9 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False) -
         heads = itertools.zip_longest(groups, frame.index, fillvalue="")
         frame.index = [f"{group}: {name}" if group else name for group, name in heads]
     print_frame(frame, console, title=report.source.title, transposable=True)
-    line(report.answer, "bold")
+    if report.verdict:
+        line(report.verdict, "bold")
+    line(report.answer)
     for sentence in report.other_sentences:
         line(sentence)
     if report.reference_results:
