@@ -80,7 +80,9 @@ def page(opened, file, complaints) -> Any:
     opened.goto(file.as_uri())
     yield opened
     asked = [
-        each for each in complaints if not re.match(r"data:image/jpeg|file://.*/(browser|study)0/index.html", each)
+        each
+        for each in complaints
+        if not re.match(r"data:image/jpeg|file://.*/(browser|study|leaderboard)0/index.html", each)
     ]
     complaints.clear()
     assert asked == []
@@ -124,6 +126,57 @@ def test_rows_and_columns_can_be_chosen(page):
     assert page.locator("table.main tbody tr:visible td:visible").count() == cells - 1
     page.get_by_label("Models with").fill("nothing of that name")
     assert shown_rows(page) == []
+
+
+@pytest.fixture(scope="module")
+def leaderboard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of eight models on twelve benchmarks."""
+    directory = tmp_path_factory.mktemp("leaderboard")
+    for model in range(8):
+        for benchmark in range(12):
+            items = items_table(0.2 + 0.08 * model, benchmark="gqa", seed=benchmark)
+            put_result(
+                directory / "results", f"model-{model}", f"a_benchmark_{benchmark}", items, digest=f"{model}" * 64
+            )
+    file = directory / "index.html"
+    file.write_text(render_page(build_report(directory / "results")), encoding="utf-8")
+    return file
+
+
+def test_a_leaderboard_is_sorted_by_its_average_and_as_wide_as_the_window(page, leaderboard):
+    page.goto(leaderboard.as_uri())
+    assert shown_rows(page) == [f"model-{place}" for place in range(7, -1, -1)]
+    head = page.locator("tr.headers th").nth(1)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert page.locator("td.average .rank").all_inner_texts() == [f"rank {place}" for place in range(1, 9)]
+    region = page.locator(".wide.scroll")
+    page.set_viewport_size({"width": 1920, "height": 900})
+    assert region.evaluate("each => each.getBoundingClientRect().width") > 1800
+    assert region.evaluate("each => each.scrollWidth <= each.clientWidth")  # no cell is cut
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.locator(".wide.scroll.more").wait_for(state="attached")  # its edge fades while there is more
+    region.evaluate("each => each.scrollTo(9999, 0)")
+    page.locator(".wide.scroll:not(.more)").wait_for(state="attached")
+
+
+def test_a_leaderboards_cells_show_their_intervals_on_demand(page, leaderboard):
+    page.goto(leaderboard.as_uri())
+    cell = page.locator("table.main tbody td").nth(1)
+    assert not cell.locator(".interval").is_visible()
+    assert cell.get_attribute("title").startswith("95 % interval ")
+    page.get_by_label("Intervals in the cells").check()
+    assert cell.locator(".interval").is_visible()
+    assert cell.locator(".whisker").is_visible()
+
+
+def test_a_phone_jumps_to_a_metric(page, leaderboard):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(leaderboard.as_uri())
+    page.get_by_text("Jump to a metric").click()
+    links = page.locator(".jump a")
+    assert links.count() == 12
+    links.nth(11).click()
+    assert -1 <= page.locator("#metric-11").bounding_box()["y"] < 400
 
 
 @pytest.mark.parametrize(("which", "width"), [("results", 360), ("results", 1440), ("study", 768)])
@@ -182,26 +235,27 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
     page.close()
 
 
-def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
+def test_a_link_into_a_folded_section_opens_it_and_print_opens_the_notes(page):
     assert not page.locator("#all-metrics table").is_visible()
     page.locator("nav a[href='#all-metrics']").click()
     page.locator("#all-metrics table").wait_for(state="visible")
     folded = page.locator("details:not([open])").count()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
+    assert page.locator("#results details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details:not([open])").count() == folded
 
 
-def test_print_shows_the_whole_table_in_black_on_white(page):
+def test_print_shows_the_table_and_its_notes_in_black_on_white(page):
     page.set_viewport_size({"width": 360, "height": 800})
     page.evaluate("document.querySelector('#all-metrics').open = false")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"
     shown = {place: page.locator(place).is_visible() for place in ("nav", "#filter", ".wide", ".narrow")}
     assert shown == {"nav": False, "#filter": False, ".wide": True, ".narrow": False}
-    assert page.locator("#all-metrics table").evaluate("table => table.getBoundingClientRect().height") > 100
-    page.evaluate("document.querySelector('.wide').classList.add('broad')")  # wider than any paper
+    assert page.locator("#results .notes").is_visible()
+    assert not page.locator("#all-metrics").is_visible()
+    page.evaluate("document.querySelector('.wide').classList.add('vast')")  # wider than any paper
     assert [page.locator(place).is_visible() for place in (".wide", ".narrow")] == [False, True]
 
 
@@ -210,15 +264,16 @@ def test_print_shows_the_whole_table_in_black_on_white(page):
     [
         ("results", "light", 1440),
         ("study", "dark", 360),
+        ("leaderboard", "dark", 1440),
         pytest.param("study", "dark", 1440, marks=pytest.mark.slow),
         pytest.param("results", "light", 360, marks=pytest.mark.slow),
     ],
 )
-def test_axe_finds_no_violation(page, file, study_file, which, scheme, width):
+def test_axe_finds_no_violation(page, file, study_file, leaderboard, which, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto({"results": file, "study": study_file}[which].as_uri())
+    page.goto({"results": file, "study": study_file, "leaderboard": leaderboard}[which].as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})

@@ -146,7 +146,7 @@ def test_groups_have_headings_and_marks_over_the_whole_table(results, named) -> 
     starts = ("", "untrained ", r"**A &amp; &lt;i&gt;B&lt;/i&gt; \| 100%** ", "CLIP ", "clips ", "**Self-supervised** ")
     assert all(line.startswith(f"| {start}") for line, start in zip(lines, starts, strict=False))
     page = rendered(named, "html")
-    assert page.count('<tr class="heading"><th scope="rowgroup" colspan="5">Self-supervised</th></tr>') == 1
+    assert page.count('<tr class="heading"><th scope="rowgroup" colspan="6">Self-supervised</th></tr>') == 1
     assert page.count('<tr class="heading"><th scope="rowgroup" colspan="4">Self-supervised</th></tr>') == 4
     selection = Selection(models=("dino", "clips"), benchmarks=("pope",))
     selected = build_report(results, display=NAMED, selection=selection)

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from benchmarks.report.figures import FigureSet
+from benchmarks.report.figures import Figure, FigureSet, safe_file_name
+from benchmarks.report.plots import plot_intervals
 from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 from benchmarks.results.measure import comparable
@@ -140,6 +141,11 @@ class Overall:
         if self.averages:
             return sorted(self.averages, key=lambda row: -self.averages[row].value)
         return sorted(self.ranks, key=lambda row: self.ranks[row].value)
+
+    def rank(self, row: str) -> int:
+        """The place of a model's average among all, 1 for the highest; equal ones share it."""
+        own = self.averages[row].value
+        return 1 + sum(other.value - own > _ROUNDING for other in self.averages.values())
 
     @property
     def columns(self) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
@@ -301,6 +307,27 @@ def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
     return Interval(value=fmean(values), low=fmean(lows), high=fmean(highs))
 
 
+def _figure(overall: Overall) -> Figure:
+    """The overview: each model's average with its interval, best first."""
+    averages = {row: overall.averages[row] for row in overall.order}
+    names = [row + overall.sign(row, overall.averaged) for row in averages]
+    return Figure(
+        name=safe_file_name("average", overall.of.removeprefix(" of the ")),
+        title=f"Average over {len(overall.averaged)} benchmarks{overall.of}",
+        alt=overall.sentence,
+        plot=plot_intervals(
+            names, [(each.value, each.low, each.high, "not significant") for each in averages.values()], zero=False
+        ),
+        x_label="average with its 95 % interval, %",
+        headers=("model", "average", "95 % interval"),
+        rows=tuple(
+            (name, format_number(each.value, 1), each.text) for name, each in zip(names, averages.values(), strict=True)
+        ),
+        height=0.75 + 0.24 * len(names),
+        vertical_grid=True,
+    )
+
+
 def overall_section(found: Sequence[Overall]) -> FigureSet | None:
     """The table of averages and mean ranks, best first; None without ranks."""
     if not found:
@@ -326,7 +353,7 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
     shown = [place for place in range(len(heads)) if any(own[place] for own in texts)]  # ranks may have no interval
     return FigureSet(
         lead=" ".join(sentences),
-        figures=(),
+        figures=tuple(_figure(overall) for overall in found if overall.averages),
         notes=(
             "Only benchmarks on which every model has a number under the main protocol count, and seeds that were "
             "evaluated on all of them. The interval of a mean rank follows from the tests of all pairs of models, "

@@ -141,13 +141,11 @@ def _short_count(column: Column) -> str:
 
 def _overall(report: Report) -> list[tuple[str, str, dict[str, Interval], Overall, tuple[str, ...]]]:
     """Heading, title, numbers and benchmarks of the columns over several benchmarks, all of which the table has."""
-    rows = {row.name for row in report.table.rows}
-    shown = {column.benchmark for column in report.table.columns}
     return [
         ("all" + overall.of.replace(" of the", ","), title, numbers, overall, benchmarks)
         for overall in report.overall
         for title, numbers, benchmarks in overall.columns
-        if numbers.keys() == rows and shown.issuperset(benchmarks)
+        if report.has_all_of(numbers, benchmarks)
     ]
 
 

@@ -153,6 +153,10 @@ def render_page(report: Report) -> str:
             place=places.__getitem__,
             note=note,
             error_bar=functools.partial(error_bar, report.table),
+            averages=[
+                each for each in report.overall if each.averages and report.has_all_of(each.averages, each.averaged)
+            ],
+            by_average=bool(report.overall) and [row.name for row in report.table.rows] == report.overall[-1].order,
             detectable=[report.table.detectable(column) for column in report.table.columns],
             about_detectable=_ABOUT_DETECTABLE,
             placed=[

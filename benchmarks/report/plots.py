@@ -8,7 +8,7 @@ seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -77,7 +77,7 @@ def forest_plots(table: Table) -> FigureSet | None:
                 name=safe_file_name("forest", column.key, column.metric),
                 title=column.title + column.arrow,
                 alt=f"Forest plot of differences on {column.title}: {found}",
-                plot=_plotter(names, [(each.value, each.ci_low, each.ci_high, each.verdict) for each in deltas]),
+                plot=plot_intervals(names, [(each.value, each.ci_low, each.ci_high, each.verdict) for each in deltas]),
                 x_label=f"difference from {shorten_name(baselines[0])}" if len(baselines) == 1 else "difference",
                 headers=(
                     *("model", "difference", "95 % interval", "corrected p", "significant"),
@@ -114,7 +114,7 @@ def gain_figures(table: Table) -> FigureSet | None:
                 name=safe_file_name("blind", column.key, column.metric),
                 title=column.title + column.arrow,
                 alt=f"Forest plot of the gain of the image on {column.title}: credited: {names}.",
-                plot=_plotter([f"{cell.row}, {kind.replace('_', ' ')}" for cell, kind, _ in lines], points),
+                plot=plot_intervals([f"{cell.row}, {kind.replace('_', ' ')}" for cell, kind, _ in lines], points),
                 x_label="gain over the score without the image",
                 headers=(
                     *("model", "without the image", "score", "score on these items", "gain", "95 % interval"),
@@ -141,9 +141,14 @@ def gain_texts(gain: Cell) -> tuple[str, str, str, str]:
     return text(baseline), text(sighted), text(value, sign=True), gain.signed_interval
 
 
-def _plotter(names: Sequence[str], lines: Iterable[tuple[float, float, float, str]]) -> Any:
+def plot_intervals(
+    names: Sequence[str], lines: Iterable[tuple[float, float, float, str]], *, zero: bool = True
+) -> Callable[[Any, Palette], None]:
+    """A drawing of numbers and their intervals below each other, with the marker of a verdict, and a line at zero."""
+
     def plot(axes: Any, palette: Palette) -> None:
-        axes.axvline(0, color=palette["ink-soft"], linewidth=1)
+        if zero:
+            axes.axvline(0, color=palette["ink-soft"], linewidth=1)
         for y, (value, low, high, verdict) in enumerate(lines):
             marker, color = _MARKERS[verdict][0], palette[_MARKERS[verdict][1]]
             if math.isfinite(low):

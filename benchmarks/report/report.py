@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -177,6 +177,11 @@ class Report:
     def other_sentences(self) -> list[str]:
         """The sentences that are not part of the answer."""
         return [sentence for sentence in self.sentences if not self.answer.startswith(sentence)]
+
+    def has_all_of(self, numbers: Collection[str], benchmarks: Collection[str]) -> bool:
+        """Whether the table shows the models and the benchmarks of an average, so that it may stand next to them."""
+        shown = {column.benchmark for column in self.table.columns}
+        return {*numbers} == {row.name for row in self.table.rows} and shown.issuperset(benchmarks)
 
     @property
     def texts(self) -> list[str]:

@@ -21,6 +21,14 @@ if (table) {
     });
   });
   filter(table);
+  hint(table.parentElement);
+}
+
+// Fade the right edge of a table while there is more of it.
+function hint(region) {
+  const update = () => region.classList.toggle("more", region.scrollLeft + region.clientWidth < region.scrollWidth - 2);
+  region.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(region);
 }
 
 function compare(one, two, sign) {
@@ -70,7 +78,7 @@ function follow() {
 addEventListener("hashchange", follow);
 follow();
 addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll("details:not([open])")) each.dataset.folded = each.open = true;
+  for (const each of document.querySelectorAll("#results details:not([open])")) each.dataset.folded = each.open = true;
 });
 addEventListener("afterprint", () => {
   for (const each of document.querySelectorAll("details[data-folded]")) { each.open = false; delete each.dataset.folded; }
