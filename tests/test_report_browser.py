@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 from report_study import make_study
@@ -179,6 +180,49 @@ def test_a_phone_jumps_to_a_metric(page, leaderboard):
     assert -1 <= page.locator("#metric-11").bounding_box()["y"] < 400
 
 
+def test_a_click_on_a_number_shows_its_items_beside_those_of_the_baseline(page, file):
+    number = page.locator("table.main tr[data-row=clips] .value button").nth(0)  # gqa
+    number.click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.get_by_role("heading").inner_text() == "gqa"
+    assert dialog.get_by_label("beside").input_value() == "clip"
+    items = [pd.read_parquet(file.parent / f"results/{row}/gqa.items.parquet") for row in ("clips", "clip")]
+    one, two = (each.set_index("item")["score"] for each in items)
+    assert "120 of 120 items here, 120 in the benchmark" in dialog.locator("output").inner_text()
+    first = dialog.locator("article").first.locator("dd")
+    assert sorted(each[0] for each in first.all_inner_texts()) == ["✓", "✗"]  # a disagreement
+    for choice, count in (("disagree", (one != two).sum()), ("wrong", (one == 0).sum()), ("unread", 0)):
+        dialog.get_by_label("Show").select_option(choice)
+        assert dialog.locator("output").inner_text().startswith(f"{count} of 120 items")
+    dialog.get_by_label("Show").select_option("all")
+    dialog.get_by_role("button", name="Show more").click()
+    assert dialog.locator("article").count() == 48
+    dialog.get_by_label("beside").select_option("untrained")
+    assert dialog.locator("article").first.locator("dt").all_inner_texts() == ["clips", "untrained"]
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert number.evaluate("each => each === document.activeElement")
+
+
+def test_arrow_keys_move_between_the_numbers(page):
+    numbers = page.locator("table.main .value button")
+    assert page.locator("table.main .value button[tabindex='0']").count() == 1
+    numbers.first.focus()
+    focused = "document.activeElement.getAttribute('aria-label').split(', ')[1]"
+    first, second, third = shown_rows(page)[:3]
+    assert page.evaluate(focused) == f"items of {first} on gqa"
+    for key, label in (
+        ("ArrowRight", f"items of {first} on pope"),
+        ("ArrowDown", f"items of {third} on pope"),  # the second one failed there
+        ("ArrowLeft", f"items of {third} on gqa"),
+        ("ArrowUp", f"items of {second} on gqa"),
+    ):
+        page.keyboard.press(key)
+        assert page.evaluate(focused) == label
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").is_visible()
+
+
 @pytest.mark.parametrize(("which", "width"), [("results", 360), ("results", 1440), ("study", 768)])
 def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     page.set_viewport_size({"width": width, "height": 800})
@@ -275,6 +319,8 @@ def test_axe_finds_no_violation(page, file, study_file, leaderboard, which, sche
     page.set_viewport_size({"width": width, "height": 900})
     page.goto({"results": file, "study": study_file, "leaderboard": leaderboard}[which].as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    if which == "leaderboard":  # and of the items behind a number
+        page.locator("table.main .value button").first.click()
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
     passed = {rule["id"] for rule in found.response["passes"]}

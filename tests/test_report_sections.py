@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,7 +19,14 @@ from report_study import Page, make_study
 
 from benchmarks.report import examples, figures
 from benchmarks.report.categories import category_figures, category_tables
-from benchmarks.report.examples import Card, ImageDeduplicator, answer_galleries, select_items, take_within_budget
+from benchmarks.report.examples import (
+    Card,
+    ImageDeduplicator,
+    answer_galleries,
+    browser_data,
+    select_items,
+    take_within_budget,
+)
 from benchmarks.report.figures import Figure, LegendEntry, light_palette, render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.load_results import limit_rows, read_source
@@ -152,30 +160,42 @@ def test_examples_are_items_on_which_rows_differ_as_often_as_they_do():
     assert select_items(without, images, max_items=4) == [*disputed[:3], "none"]
 
 
-@pytest.mark.parametrize("skill", [0.62, 0.2])
-def test_row_against_row_shows_both_ways_in_equal_numbers_the_frequent_one_first(tmp_path, skill):
-    put_results(tmp_path, {"clip": 0.45, "clips": skill})
+def test_a_click_shows_items_of_every_model_those_in_dispute_first(tmp_path):
+    put_results(tmp_path)
     for row in ("clip", "clips"):  # as of a judge that cannot be reached
         put_result(tmp_path, row, "unjudged", items_table(0.5, benchmark="unjudged").assign(score=float("nan")))
-    page = render_page(build_report(tmp_path, baseline="clip"))
-    galleries = answer_galleries(limit_rows(read_source(tmp_path, baseline="clip")))
-    assert {gallery.benchmark for gallery in galleries} == {"gqa", "pope", "retrieval"}
-    for gallery in galleries:
-        tables = [pd.read_parquet(tmp_path / row / f"{gallery.benchmark}.items.parquet") for row in ("clip", "clips")]
-        clip, clips = (table.set_index("item")["score"] for table in tables)
-        (pair,) = gallery.pairs
-        assert (pair.first, pair.second) == ("clip", "clips")
-        assert pair.second_better == ((clips == 1) & (clip == 0)).sum()
-        assert pair.first_better == ((clips == 0) & (clip == 1)).sum()
-        kinds = [tuple(answer.right for answer in example.answers) for example in pair.examples]
-        most = min(3, pair.first_better, pair.second_better)
-        frequent, rare = ((True, False), (False, True))[:: 1 if skill > 0.45 else -1]
-        assert kinds == [frequent, rare] * most
-        assert most
-        assert len({example.thumbnail.id for example in pair.examples if example.thumbnail}) == len(pair.examples)
-        text = [f"clips right, clip wrong: {pair.second_better}", f"clip right, clips wrong: {pair.first_better}"]
-        summary = " items; ".join(text[:: 1 if skill > 0.45 else -1]) + " items<"
-        assert summary in page
+    source = read_source(tmp_path, baseline="clip")
+    galleries = answer_galleries(source)
+    data = browser_data(galleries, source)
+    assert data["baselines"] == {"clips": "clip", "untrained": "clip"}
+    assert {*data["benchmarks"]} == {"gqa", "pope", "retrieval"}
+    for name, shown in data["benchmarks"].items():
+        tables = {
+            row: pd.read_parquet(tmp_path / row / f"{name}.items.parquet").set_index("item") for row in shown["rows"]
+        }
+        assert (shown["rows"], shown["items"]) == (("clip", "clips", "untrained"), 120)
+        scores = pd.DataFrame({row: table["score"] for row, table in tables.items()})
+        num_disputed = int((scores.nunique(axis=1) > 1).sum())
+        disputed = [len({answer[2] for answer in card["answers"].values()}) > 1 for card in shown["cards"]]
+        assert disputed == [True] * num_disputed + [False] * (120 - num_disputed)
+        for row, table in tables.items():
+            right = sum(card["answers"][row][2] for card in shown["cards"])
+            assert right == table["score"].sum()
+    images = {*data["images"]} | {image.id for each in galleries for card in each.cards for image in card.thumbnails}
+    assert all(card["image"] in images for each in data["benchmarks"].values() for card in each["cards"])
+
+
+def test_a_click_shows_200_items_unless_all_are_asked_for(tmp_path, monkeypatch):
+    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa", count=260))
+    monkeypatch.setattr(examples, "MAX_BROWSED_BYTES", 10_000)
+    source = read_source(tmp_path)
+    few, every = (
+        browser_data(answer_galleries(source, every_item=choice), source, every_item=choice) for choice in (False, True)
+    )
+    assert [len(each["benchmarks"]["gqa"]["cards"]) for each in (few, every)] == [200, 260]
+    assert sum(len(uri) for uri in few["images"].values()) < 12_000
+    assert any(not card["image"] for card in few["benchmarks"]["gqa"]["cards"])
+    assert all(card["image"] for card in every["benchmarks"]["gqa"]["cards"])
 
 
 def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
@@ -200,9 +220,6 @@ def test_of_an_error_metric_the_item_with_the_lower_score_is_right(tmp_path):
         path = put_result(tmp_path, row, "gqa", items_table(errors, benchmark="gqa"))
         edit(path, "exact_match", higher_is_better=False)
     (gallery,) = answer_galleries(limit_rows(read_source(tmp_path, baseline="careful")))
-    (pair,) = gallery.pairs
-    careful, sloppy = (pd.read_parquet(tmp_path / row / "gqa.items.parquet")["score"] for row in ("careful", "sloppy"))
-    assert pair.first_better == ((careful == 0) & (sloppy == 1)).sum() > pair.second_better
     by_answer = {(each.text, each.right) for card in gallery.cards for each in card.answers}
     assert by_answer == {("yes", False), ("no", True)}  # the answer is yes where an error is counted
 
@@ -239,7 +256,9 @@ def test_no_text_of_others_harms_the_page(tmp_path):
     put_result(tmp_path, "clip", "gqa", items)
     page = render_page(build_report(tmp_path))
     found = Page(page)
-    assert found.tags.count("script") == 1
+    assert found.tags.count("script") == 2  # one of them is data
+    (stored,) = re.findall(r'<script type="application/json" id="items">(.*?)</script>', page, re.DOTALL)
+    assert "</p><script>alert(1)</script>" in json.loads(stored)["benchmarks"]["gqa"]["cards"][0]["question"]
     assert not found.handlers
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
     assert "{{ 7 * 7 }}" in page

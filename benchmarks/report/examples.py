@@ -1,4 +1,4 @@
-"""Examples of a benchmark's items with all models' answers, and items on which one model of a pair is better."""
+"""A benchmark's items with all models' answers: a few as examples, more behind a click on a cell."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from markupsafe import Markup
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.protocol import ranking_keys
-from benchmarks.results.results import Result, read_items
+from benchmarks.results.results import UNREAD, Result, read_items
 from benchmarks.tasks.evaluation import first_per_image, hash_order
 
 MAX_SECTION_BYTES = 2_000_000
 """Limit for the images of the section, so that the page stays below 15 MB."""
 MAX_PER_BENCHMARK = 6
-MAX_PER_DIRECTION = 3
+MAX_BROWSED = 200
+"""Items of a benchmark that a click on a cell shows, unless a report has all."""
+MAX_BROWSED_BYTES = 6_000_000
+"""Limit for their images, of all benchmarks together."""
+_COLUMNS = ("image", "direction", "question", "prediction", "target", "score", UNREAD)
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _MAX_THUMBNAIL_BYTES = 100_000
 _MAX_SIDE = 1000
@@ -44,6 +47,11 @@ class Thumbnail:
     def id(self) -> str:
         """Its anchor on the page, derived from the content."""
         return "image-" + hashlib.sha256(self.content).hexdigest()[:16]
+
+    @property
+    def uri(self) -> str:
+        """The image as a data URI."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.content).decode()
 
 
 def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
@@ -72,9 +80,8 @@ class ImageDeduplicator:
         content = Markup('<use href="#{}"/>').format(image.id)
         if image.id not in self._embedded:
             self._embedded.add(image.id)
-            uri = "data:image/jpeg;base64," + base64.b64encode(image.content).decode()
             tag = Markup('<image id="{}" href="{}" width="{}" height="{}"/>')
-            content = tag.format(image.id, uri, image.width, image.height)
+            content = tag.format(image.id, image.uri, image.width, image.height)
         return Markup('<svg class="image" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
             prefix, image.alt, image.width, image.height, content
         )
@@ -90,6 +97,7 @@ class Answer:
         thumbnail: the retrieved image.
         right: whether it is correct; None if unknown.
         score: its score as text.
+        unread: whether the scorer did not read it.
     """
 
     row: str
@@ -97,6 +105,7 @@ class Answer:
     thumbnail: Thumbnail | None = None
     right: bool | None = None
     score: str = ""
+    unread: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +124,17 @@ class Card:
     expected: str = ""
     answers: tuple[Answer, ...] = ()
 
+    @property
+    def thumbnails(self) -> list[Thumbnail]:
+        """The images that it shows."""
+        return [image for image in (self.thumbnail, *(answer.thumbnail for answer in self.answers)) if image]
+
 
 def take_within_budget(cards: Sequence[Card], max_bytes: int) -> tuple[tuple[Card, ...], int]:
     """The first cards whose distinct images take at most ``max_bytes`` (in base64), and the number of omitted cards."""
     size, seen = 0, set[str]()
     for index, card in enumerate(cards):
-        images = [card.thumbnail, *(answer.thumbnail for answer in card.answers)]
-        new = {image.id: image for image in images if image is not None and image.id not in seen}
+        new = {image.id: image for image in card.thumbnails if image.id not in seen}
         size += sum(len(image.content) * 4 // 3 for image in new.values())
         if size > max_bytes:
             return tuple(cards[:index]), len(cards) - index
@@ -130,77 +143,85 @@ def take_within_budget(cards: Sequence[Card], max_bytes: int) -> tuple[tuple[Car
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowPair:
-    """Two models on the items on which they differ.
-
-    Args:
-        first: the baseline, or the first model of the table.
-        second: the other model.
-        first_better: number of items on which the first model has the better score.
-        second_better: number of items on which the second model has the better score.
-        examples: alternating between items on which one and the other is better, the more frequent case first.
-        left_out: number of examples that are omitted to limit the page size.
-    """
-
-    first: str
-    second: str
-    first_better: int
-    second_better: int
-    examples: tuple[Card, ...]
-    left_out: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The examples of one benchmark.
+    """The items of one benchmark: some as examples, and those that a click on a cell shows.
 
     Args:
         benchmark: its name.
+        rows: the models that have items.
         cards: of the selected items, with the answers of all models.
+        browsed: of the items that a click shows, those on which models disagree first.
         items: number of items that the cards were selected from.
-        left_out: number of cards, those of the pairs included, that are omitted to limit the page size.
-        pairs: pairs of models.
+        left_out: number of cards that are omitted to limit the page size.
         disagreements: number of items on which the models' scores differ; None for a single model.
-        graded: whether items have scores other than right and wrong.
     """
 
     benchmark: str
+    rows: tuple[str, ...]
     cards: tuple[Card, ...]
+    browsed: tuple[Card, ...]
     items: int
     left_out: int
-    pairs: tuple[RowPair, ...]
     disagreements: int | None
-    graded: bool
 
 
-def answer_galleries(source: ReportSource) -> list[Examples]:
-    """A gallery for each benchmark with saved items."""
+def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[Examples]:
+    """The items of each benchmark that has some; a click shows 200 of them, or every item."""
     found = []
     for benchmark in source.benchmarks:
         items = _Items(source.results(benchmark))
-        budget = MAX_SECTION_BYTES // len(source.benchmarks) // 2  # half for the cards, half for the pairs
-        if items.tables and (cards := items.cards()):
-            shown, left_out = take_within_budget(cards, budget)
-            results = source.results(benchmark)
-            keys = ranking_keys([result.protocol for result in results.values()])
-            protocols = dict(zip(results, keys, strict=True))
-            names = [
-                (row, other)
-                for row, other in source.pairs(benchmark)
-                if {row, other} <= items.tables.keys() and protocols[row] == protocols[other]
-            ]
-            pairs = [items.pair(other, row, budget // len(names)) for row, other in names]
+        if items.tables and (cards := items.cards(select_items(items.scores_with_image, items.images))):
+            shown, left_out = take_within_budget(cards, MAX_SECTION_BYTES // len(source.benchmarks))
             gallery = Examples(
                 benchmark=benchmark,
+                rows=tuple(items.tables),
                 cards=shown,
+                browsed=tuple(items.cards(items.disputed_first[: None if every_item else MAX_BROWSED])),
                 items=len(items.scores),
-                left_out=left_out + sum(pair.left_out for pair in pairs),
-                pairs=tuple(pairs),
+                left_out=left_out,
                 disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
-                graded=items.graded,
             )
             found += [gallery] if shown else []
     return found
+
+
+def browser_data(galleries: Sequence[Examples], source: ReportSource, *, every_item: bool = False) -> dict[str, Any]:
+    """What a click on a cell shows, for the page's script; the images of the galleries are on the page already."""
+    on_page = {image.id for gallery in galleries for card in gallery.cards for image in card.thumbnails}
+    images, room = dict[str, str](), MAX_BROWSED_BYTES
+
+    def image_id(image: Thumbnail | None) -> str:
+        nonlocal room
+        if image is not None and image.id not in on_page | images.keys():
+            room -= len(image.content) * 4 // 3
+            if room < 0 and not every_item:
+                return ""
+            images[image.id] = image.uri
+        return image.id if image else ""
+
+    return {
+        "baselines": {row.name: row.baseline for row in source.rows if row.baseline},
+        "benchmarks": {
+            gallery.benchmark: {
+                "rows": gallery.rows,
+                "items": gallery.items,
+                "cards": [
+                    {
+                        "image": image_id(card.thumbnail),
+                        "question": card.question,
+                        "expected": card.expected,
+                        "answers": {
+                            each.row: [each.text, image_id(each.thumbnail), each.right, each.score, each.unread]
+                            for each in card.answers
+                        },
+                    }
+                    for card in gallery.browsed
+                ],
+            }
+            for gallery in galleries
+        },
+        "images": images,
+    }
 
 
 class _Items:
@@ -208,6 +229,7 @@ class _Items:
 
     Attributes:
         tables: model → items, by name.
+        images: item → name of its image.
         scores: items × models.
         graded: whether there are scores other than right and wrong.
     """
@@ -224,7 +246,7 @@ class _Items:
             return
         first = next(iter(self.tables.values()))
         names = zip(first.index.to_numpy(dtype=object), first["image"].to_numpy(dtype=object), strict=True)
-        self._images = {item: str(image) for item, image in names}
+        self.images = {item: str(image) for item, image in names}
         self._thumbnails: dict[str, Thumbnail] = {}
         for table in self.tables.values():
             saved = table[table["thumbnail"].notna()]
@@ -233,7 +255,7 @@ class _Items:
                 self._thumbnails |= {image: new} if new else {}
         scores = {row: table["score"] for row, table in self.tables.items()}
         self.scores = pd.DataFrame(scores).dropna(how="all")
-        self._shown = pd.Series(self.scores.index.map(self._images).isin(self._thumbnails), self.scores.index)
+        self._shown = pd.Series(self.scores.index.map(self.images).isin(self._thumbnails), self.scores.index)
         self.graded = not self.scores.isin([0.0, 1.0]).where(self.scores.notna(), True).all(axis=None)
         # of the benchmark's first metric, for the display of scores
         first_metrics = (each.metrics[each.primary[0]] for each in results.values() if each.primary)
@@ -243,36 +265,28 @@ class _Items:
         # an item's share of 100 %, unlike its CIDEr
         self._unit = " %" if metric and metric.scale == 100 and metric.aggregation != "mean_of_scores" else ""
 
-    def cards(self) -> list[Card]:
-        """The selected items with all models' answers, only items with a thumbnail if there are any."""
-        scores = self.scores[self._shown] if self._shown.any() else self.scores
-        return [self._card(item, [*self.tables]) for item in select_items(scores, self._images)]
+    @property
+    def scores_with_image(self) -> pd.DataFrame:
+        """The scores of items with a thumbnail, or of all if there are none."""
+        return self.scores[self._shown] if self._shown.any() else self.scores
 
-    def pair(self, first: str, second: str, budget: int) -> RowPair:
-        """Two models: items of different images on which one and the other is better.
+    @property
+    def disputed_first(self) -> list[Any]:
+        """All items by the hash of their names, those on which models disagree first."""
+        disagree = _disagree(self.scores)
+        return [*hash_order(self.scores.index[disagree]), *hash_order(self.scores.index[~disagree])]
 
-        They are equally many of both unless one kind is empty. Those of the more frequent case come first.
-        """
-        gap = (self.scores[second] - self.scores[first]) * (-1 if self._lower_is_better else 1)
-        better = {second: gap > 1e-9, first: gap < -1e-9}
-        sampled = []
-        for chosen in sorted(better.values(), key=lambda items: -items.sum()):
-            items = [*chosen.index[chosen & self._shown]] or [*chosen.index[chosen]]
-            sampled.append(first_per_image(hash_order(items), self._images, MAX_PER_DIRECTION))
-        num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
-        selected = [items[place] for place in range(num_each) for items in sampled if place < len(items)]
-        examples, left_out = take_within_budget([self._card(item, (second, first)) for item in selected], budget)
-        return RowPair(
-            first=first,
-            second=second,
-            first_better=int(better[first].sum()),
-            second_better=int(better[second].sum()),
-            examples=examples,
-            left_out=left_out,
-        )
+    def cards(self, items: Sequence[Any]) -> list[Card]:
+        """Items with all models' answers."""
+        answers: dict[Any, dict[str, Mapping[str, Any]]] = {item: {} for item in items}
+        for row, table in self.tables.items():
+            columns = [name for name in _COLUMNS if name in table]
+            own = table.loc[table.index.isin(answers), columns]
+            for item, entry in zip(own.index, own.to_dict("records"), strict=True):
+                answers[item][row] = entry
+        return [self._card(entries) for entries in answers.values()]
 
-    def _card(self, item: Any, rows: Sequence[str]) -> Card:
-        entries = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
+    def _card(self, entries: Mapping[str, Mapping[str, Any]]) -> Card:
         first = next(iter(entries.values()))
         retrieves_images = str(first["direction"]) == "t2i"
         target, *others = dict.fromkeys(str(first["target"]).split(" | "))
@@ -285,7 +299,7 @@ class _Items:
             answers=tuple(self._answer(row, entry, retrieves_images) for row, entry in entries.items()),
         )
 
-    def _answer(self, row: str, item: pd.Series, retrieves_images: bool) -> Answer:
+    def _answer(self, row: str, item: Mapping[str, Any], retrieves_images: bool) -> Answer:
         score = float(item["score"]) if item["score"] is not None else math.nan
         known = not math.isnan(score)
         image = self._thumbnails.get(str(item["prediction"])) if retrieves_images else None
@@ -299,6 +313,7 @@ class _Items:
             thumbnail=image,
             right=right,
             score=f"{shown:{'.3g' if abs(shown) < 999.5 else '.0f'}}{self._unit}" if known and right is None else "",
+            unread=bool((item.get(UNREAD) or 0) > 0),
         )
 
 

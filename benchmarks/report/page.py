@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import overall_section
 from benchmarks.report.categories import category_figures
-from benchmarks.report.examples import ImageDeduplicator, answer_galleries
+from benchmarks.report.examples import Examples, ImageDeduplicator, answer_galleries, browser_data
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.measures import cell_texts
@@ -97,7 +98,10 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Gain over blind", build=lambda report: gain_figures(report.table)),
     Section(title="Sweeps", build=lambda report: sweep_figures(report.source, report.table)),
     Section(title="Recall vs. caption length", build=lambda report: length_figures(report.source, report.details)),
-    Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
+    Section(
+        title="Examples",
+        build=lambda report: answer_galleries(_with_shown_items(report), every_item=report.every_item),
+    ),
     Section(
         title="By category",
         build=lambda report: category_figures(report.source, report.table, report.items),
@@ -119,6 +123,10 @@ SECTIONS: tuple[Section, ...] = (
         about="commands, protocols, hashes, machine and versions",
     ),
 )
+
+
+def _with_shown_items(report: Report) -> ReportSource:
+    return report.source if report.every_item else limit_rows(report.source)
 
 
 @functools.lru_cache(maxsize=1)  # shared by all formats
@@ -153,6 +161,7 @@ def render_page(report: Report) -> str:
             place=places.__getitem__,
             note=note,
             error_bar=functools.partial(error_bar, report.table),
+            browser=_browser_json(report),
             averages=[
                 each for each in report.overall if each.averages and report.has_all_of(each.averages, each.averaged)
             ],
@@ -170,6 +179,24 @@ def render_page(report: Report) -> str:
             ],
         )
     )
+
+
+def _browser_json(report: Report) -> str:
+    """What a click on a cell shows, safe inside of a script element; empty without items."""
+    galleries = [
+        each
+        for _, content in built_sections(report)
+        if isinstance(content, list)
+        for each in content
+        if isinstance(each, Examples)
+    ]
+    if not galleries:
+        return ""
+    data = browser_data(galleries, report.source, every_item=report.every_item)
+    column = report.table.columns[0]
+    data["rows"] = {cell.row: cell.rows for cell in report.table.cells(column)}  # of a mean over seeds, its seeds
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
 def _environment() -> jinja2.Environment:

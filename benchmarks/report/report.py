@@ -159,6 +159,7 @@ class Report:
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
         latex: the style of the LaTeX table.
+        every_item: whether the page has every item of every model, not 200 of each benchmark and 12 models.
     """
 
     source: ReportSource
@@ -172,6 +173,7 @@ class Report:
     notes: tuple[Note, ...]
     reference_results: ReferenceTable | None = None
     latex: LatexStyle = field(default_factory=LatexStyle)
+    every_item: bool = False
 
     @property
     def other_sentences(self) -> list[str]:
@@ -208,6 +210,7 @@ def build_report(
     pairs: Pairs = "baseline",
     ranked: bool = True,
     untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
+    every_item: bool = False,
 ) -> Report:
     """Read a study or a directory of results and compute its report.
 
@@ -222,6 +225,7 @@ def build_report(
         pairs: the pairs of models that are tested: those with the baseline and the best, or all.
         ranked: whether the models are tested against the best of a column, which is marked.
         untested: (cell, baseline's cell) → whether to omit this test.
+        every_item: see `Report`.
 
     Raises:
         UserError: no results, an unreadable file, an unknown baseline, model, column or published model, or a display
@@ -279,6 +283,7 @@ def build_report(
         notes=(*omissions, *table_notes(source, table, seed_table)),
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
+        every_item=every_item,
     )
 
 

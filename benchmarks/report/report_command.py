@@ -36,6 +36,8 @@ class ReportConfig:
         display: names of models and benchmarks, and groups of models, which override those of the study.
         pairs: ``all`` tests every pair of models, with their differences in ``pairs.csv``; by default models are tested
             against the baseline and the best of a column only, which detects smaller differences.
+        items: those that a click on a number of the page shows: ``some``, 200 of each benchmark and the first seeds of
+            12 models, or ``all``, which may make a large page.
     """
 
     directory: str
@@ -48,6 +50,7 @@ class ReportConfig:
     latex: LatexStyle = field(default_factory=LatexStyle)
     display: Display = field(default_factory=Display)
     pairs: Literal["baseline", "all"] = "baseline"
+    items: Literal["some", "all"] = "some"
 
 
 def run_report(config: ReportConfig) -> None:
@@ -78,6 +81,7 @@ def run_report(config: ReportConfig) -> None:
         latex=config.latex,
         display=config.display,
         pairs=config.pairs,
+        every_item=config.items == "all",
     )
     versus = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
     name = "report" + versus + ("-subset" if config.models or config.benchmarks else "")

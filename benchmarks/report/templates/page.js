@@ -31,6 +31,129 @@ function hint(region) {
   new ResizeObserver(update).observe(region);
 }
 
+// A click on a number shows the items behind it, of two models side by side.
+const stored = document.getElementById("items");
+if (stored && table) browse(JSON.parse(stored.textContent));
+
+function browse(data) {
+  const section = table.closest("section");
+  const dialog = document.getElementById("browser");
+  const [first, second, show] = dialog.querySelectorAll("select");
+  const [count, list, more] = [dialog.querySelector("output"), dialog.querySelector(".gallery"), dialog.lastElementChild];
+  const groups = Array.from(table.querySelectorAll("tr.groups th[data-group]"));
+  const names = new Map(groups.map((head) => [head.dataset.group, head.textContent.trim()]));
+  let benchmark;
+  let left = [];
+  let numButtons = 0;
+  for (const value of section.querySelectorAll("[data-row] .value")) {
+    const name = names.get(value.closest("[data-group]")?.dataset.group);
+    const known = data.benchmarks[name];
+    const model = (data.rows[value.closest("[data-row]").dataset.row] ?? []).find((row) => known?.rows.includes(row));
+    if (model === undefined) continue;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(value.firstChild);
+    button.setAttribute("aria-label", `${button.textContent.trim()}, items of ${model} on ${name}`);
+    button.addEventListener("click", () => open(name, model));
+    if (value.closest("table") === table) { // one stop of the tab key; arrows move from there
+      button.tabIndex = numButtons++ ? -1 : 0;
+      button.addEventListener("keydown", move);
+    }
+    value.prepend(button);
+  }
+  for (const select of [first, second, show]) select.addEventListener("change", fill);
+  more.addEventListener("click", () => extend());
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+
+  function move(event) {
+    const [across, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
+    if (!across && !down) return;
+    event.preventDefault();
+    let cell = event.target.closest("td");
+    let row = cell.parentElement;
+    const index = cell.cellIndex;
+    do {
+      if (down) row = down > 0 ? row.nextElementSibling : row.previousElementSibling;
+      cell = down ? row?.cells[index] : across > 0 ? cell.nextElementSibling : cell.previousElementSibling;
+    } while ((down ? row : cell) && !cell?.querySelector("button"));
+    const next = cell?.querySelector("button");
+    if (next) { event.target.tabIndex = -1; next.tabIndex = 0; next.focus(); }
+  }
+
+  function open(name, model) {
+    benchmark = data.benchmarks[name];
+    dialog.querySelector("h2").textContent = name;
+    const others = benchmark.rows.filter((row) => row !== model);
+    first.replaceChildren(...benchmark.rows.map((row) => new Option(row, row, false, row === model)));
+    const beside = others.includes(data.baselines[model]) ? data.baselines[model] : others[0] ?? "";
+    second.replaceChildren(...["", ...benchmark.rows].map((row) => new Option(row || "no other", row, false, row === beside)));
+    show.value = "all";
+    fill();
+    dialog.showModal();
+  }
+
+  function fill() {
+    const [one, two] = [first.value, second.value];
+    const judged = benchmark.cards.filter((card) => card.answers[one]).map((card) => {
+      const [own, other] = [card.answers[one], card.answers[two]];
+      const disagree = Boolean(other) && (own[2] !== other[2] || own[3] !== other[3]);
+      return { card, disagree, unread: own[4] || Boolean(other?.[4]), wrong: own[2] === false };
+    });
+    const chosen = show.value === "all" ? judged : judged.filter((each) => each[show.value]);
+    chosen.sort((a, b) => b.disagree + b.unread - (a.disagree + a.unread));
+    left = chosen.map((each) => each.card);
+    count.textContent = `${left.length} of ${judged.length} items here, ${benchmark.items} in the benchmark`;
+    list.replaceChildren();
+    list.scrollTop = 0;
+    extend();
+  }
+
+  function extend() {
+    list.append(...left.splice(0, 24).map((card) => draw(card)));
+    more.hidden = !left.length;
+  }
+
+  function draw(card) {
+    const article = element("article", "example");
+    if (card.image) article.append(picture(card.image, "image"));
+    const text = element("div");
+    if (card.question) text.append(element("p", "asked", card.question));
+    if (card.expected) text.append(element("p", "expected", `expected: ${card.expected}`));
+    const answers = element("dl", "");
+    for (const row of new Set([first.value, second.value])) {
+      const answer = card.answers[row];
+      if (!answer) continue;
+      const [said, image, right, score, unread] = answer;
+      const cell = element("dd", right === true ? "right" : right === false ? "wrong" : "");
+      if (right !== null) cell.append(element("span", "tick", right ? "✓" : "✗"), element("span", "hidden", right ? "right: " : "wrong: "));
+      cell.append(image ? picture(image, "image") : said || "(no answer)");
+      if (score) cell.append(element("span", "score", ` ${score}`));
+      if (unread) cell.append(element("span", "score", " not read"));
+      const pair = element("div");
+      pair.append(element("dt", "", row), cell);
+      answers.append(pair);
+    }
+    text.append(answers);
+    article.append(text);
+    return article;
+  }
+
+  function picture(id, kind) {
+    const image = element("img", kind);
+    image.src = data.images[id] ?? document.getElementById(id)?.getAttribute("href") ?? "";
+    image.alt = "";
+    return image;
+  }
+}
+
+function element(tag, kind = "", text = "") {
+  const made = document.createElement(tag);
+  if (kind) made.className = kind;
+  if (text) made.textContent = text;
+  if (text) made.dir = "auto";
+  return made;
+}
+
 function compare(one, two, sign) {
   if (one.tagName === "TH") return sign * two.textContent.localeCompare(one.textContent, undefined, { numeric: true });
   const [first, second] = [one.dataset.value, two.dataset.value];
