@@ -180,12 +180,12 @@ def test_a_phone_jumps_to_a_metric(page, leaderboard):
     assert -1 <= page.locator("#metric-11").bounding_box()["y"] < 400
 
 
-def test_a_click_on_a_number_shows_its_items_beside_those_of_the_baseline(page, file):
+def test_a_click_on_a_number_shows_its_items_next_to_the_baselines(page, file):
     number = page.locator("table.main tr[data-row=clips] .value button").nth(0)  # gqa
     number.click()
     dialog = page.get_by_role("dialog")
     assert dialog.get_by_role("heading").inner_text() == "gqa"
-    assert dialog.get_by_label("beside").input_value() == "clip"
+    assert dialog.get_by_label("next to").input_value() == "clip"
     items = [pd.read_parquet(file.parent / f"results/{row}/gqa.items.parquet") for row in ("clips", "clip")]
     one, two = (each.set_index("item")["score"] for each in items)
     assert "120 of 120 items here, 120 in the benchmark" in dialog.locator("output").inner_text()
@@ -197,7 +197,7 @@ def test_a_click_on_a_number_shows_its_items_beside_those_of_the_baseline(page, 
     dialog.get_by_label("Show").select_option("all")
     dialog.get_by_role("button", name="Show more").click()
     assert dialog.locator("article").count() == 48
-    dialog.get_by_label("beside").select_option("untrained")
+    dialog.get_by_label("next to").select_option("untrained")
     assert dialog.locator("article").first.locator("dt").all_inner_texts() == ["clips", "untrained"]
     page.keyboard.press("Escape")
     assert not dialog.is_visible()

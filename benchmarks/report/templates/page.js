@@ -85,8 +85,8 @@ function browse(data) {
     dialog.querySelector("h2").textContent = name;
     const others = benchmark.rows.filter((row) => row !== model);
     first.replaceChildren(...benchmark.rows.map((row) => new Option(row, row, false, row === model)));
-    const beside = others.includes(data.baselines[model]) ? data.baselines[model] : others[0] ?? "";
-    second.replaceChildren(...["", ...benchmark.rows].map((row) => new Option(row || "no other", row, false, row === beside)));
+    const neighbor = others.includes(data.baselines[model]) ? data.baselines[model] : others[0] ?? "";
+    second.replaceChildren(...["", ...benchmark.rows].map((row) => new Option(row || "no other", row, false, row === neighbor)));
     show.value = "all";
     fill();
     dialog.showModal();
