@@ -7,10 +7,11 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -26,7 +27,7 @@ MAX_BROWSED = 200
 """Items of a benchmark that a click on a cell shows, unless a report has all."""
 MAX_BROWSED_BYTES = 6_000_000
 """Limit for their images, of all benchmarks together."""
-_COLUMNS = ("image", "direction", "question", "prediction", "target", "score", UNREAD)
+_OF_QUESTION = ("image", "direction", "question", "target")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _MAX_THUMBNAIL_BYTES = 100_000
 _MAX_SIDE = 1000
@@ -170,13 +171,17 @@ def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[
     found = []
     for benchmark in source.benchmarks:
         items = _Items(source.results(benchmark))
-        if items.tables and (cards := items.cards(select_items(items.scores_with_image, items.images))):
-            shown, left_out = take_within_budget(cards, MAX_SECTION_BYTES // len(source.benchmarks))
+        chosen = select_items(items.scores_with_image, items.images) if items.tables else []
+        if chosen:
+            browsed = items.disputed_first[: None if every_item else MAX_BROWSED]
+            cards = items.cards([*chosen, *browsed])
+            budget = MAX_SECTION_BYTES // len(source.benchmarks)
+            shown, left_out = take_within_budget([cards[item] for item in chosen], budget)
             gallery = Examples(
                 benchmark=benchmark,
                 rows=tuple(items.tables),
                 cards=shown,
-                browsed=tuple(items.cards(items.disputed_first[: None if every_item else MAX_BROWSED])),
+                browsed=tuple(cards[item] for item in browsed),
                 items=len(items.scores),
                 left_out=left_out,
                 disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
@@ -276,44 +281,49 @@ class _Items:
         disagree = _disagree(self.scores)
         return [*hash_order(self.scores.index[disagree]), *hash_order(self.scores.index[~disagree])]
 
-    def cards(self, items: Sequence[Any]) -> list[Card]:
+    def cards(self, items: Iterable[Any]) -> dict[Any, Card]:
         """Items with all models' answers."""
-        answers: dict[Any, dict[str, Mapping[str, Any]]] = {item: {} for item in items}
+        answers: dict[Any, list[Answer]] = {item: [] for item in items}
+        questions: dict[Any, Mapping[str, Any]] = {}
+        index = None
         for row, table in self.tables.items():
-            columns = [name for name in _COLUMNS if name in table]
-            own = table.loc[table.index.isin(answers), columns]
-            for item, entry in zip(own.index, own.to_dict("records"), strict=True):
-                answers[item][row] = entry
-        return [self._card(entries) for entries in answers.values()]
+            if table.index is not index:  # mostly one object for all models
+                index, places = table.index, np.flatnonzero(table.index.isin(answers))
+                new = table.iloc[places[~index[places].isin(questions)]][[*_OF_QUESTION]]
+                questions |= dict(zip(new.index, new.to_dict("records"), strict=True))
+                names = index[places].tolist()
+            texts, scores = (table[name].to_numpy(dtype=object)[places] for name in ("prediction", "score"))
+            unread = table[UNREAD].to_numpy()[places] > 0 if UNREAD in table else np.zeros(len(places), bool)
+            for item, text, score, is_unread in zip(names, texts, scores, unread.tolist(), strict=True):
+                answers[item].append(self._answer(row, text, score, is_unread, questions[item]))
+        return {item: self._card(questions[item], of_item) for item, of_item in answers.items()}
 
-    def _card(self, entries: Mapping[str, Mapping[str, Any]]) -> Card:
-        first = next(iter(entries.values()))
-        retrieves_images = str(first["direction"]) == "t2i"
-        target, *others = dict.fromkeys(str(first["target"]).split(" | "))
+    def _card(self, question: Mapping[str, Any], answers: Sequence[Answer]) -> Card:
+        target, *others = dict.fromkeys(str(question["target"]).split(" | "))
         more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
         expected = strip_control_chars(target, _MAX_TEXT_CHARS) + strip_control_chars(more, _MAX_TEXT_CHARS)
         return Card(
-            thumbnail=self._thumbnails.get(str(first["image"])),
-            question=strip_control_chars(str(first["question"]), _MAX_TEXT_CHARS),
-            expected="the left image" if retrieves_images else expected,
-            answers=tuple(self._answer(row, entry, retrieves_images) for row, entry in entries.items()),
+            thumbnail=self._thumbnails.get(str(question["image"])),
+            question=strip_control_chars(str(question["question"]), _MAX_TEXT_CHARS),
+            expected="the left image" if question["direction"] == "t2i" else expected,
+            answers=tuple(answers),
         )
 
-    def _answer(self, row: str, item: Mapping[str, Any], retrieves_images: bool) -> Answer:
-        score = float(item["score"]) if item["score"] is not None else math.nan
+    def _answer(self, row: str, text: object, score: float | None, unread: bool, question: Mapping[str, Any]) -> Answer:
+        score = math.nan if score is None else float(score)
         known = not math.isnan(score)
-        image = self._thumbnails.get(str(item["prediction"])) if retrieves_images else None
+        image = self._thumbnails.get(str(text)) if question["direction"] == "t2i" else None
         right = (
             bool(score) != self._lower_is_better if score in (0.0, 1.0) and (self._unit or not self.graded) else None
         )
         shown = round(score * self._scale, 1)
         return Answer(
             row=row,
-            text="" if image else strip_control_chars(str(item["prediction"]), _MAX_TEXT_CHARS),
+            text="" if image else strip_control_chars(str(text), _MAX_TEXT_CHARS),
             thumbnail=image,
             right=right,
             score=f"{shown:{'.3g' if abs(shown) < 999.5 else '.0f'}}{self._unit}" if known and right is None else "",
-            unread=bool((item.get(UNREAD) or 0) > 0),
+            unread=unread,
         )
 
 
