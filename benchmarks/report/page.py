@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import overall_section
 from benchmarks.report.categories import category_figures
+from benchmarks.report.costs import model_costs
 from benchmarks.report.examples import Examples, ImageDeduplicator, answer_galleries, browser_data
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.load_results import ReportSource, limit_rows
@@ -162,6 +163,7 @@ def render_page(report: Report) -> str:
             note=note,
             error_bar=functools.partial(error_bar, report.table),
             browser=_browser_json(report),
+            costs=model_costs(report.table),
             averages=[
                 each for each in report.overall if each.averages and report.has_all_of(each.averages, each.averaged)
             ],
