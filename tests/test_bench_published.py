@@ -8,15 +8,16 @@ import re
 from statistics import fmean
 
 import pytest
-from report_material import put_results, rendered
+from report_material import items_table, put_result, put_results, rendered
 from rich.console import Console
 
-from benchmarks.report.published import REFERENCE_NOTE, is_reference_row
+from benchmarks.report.published import REFERENCE_NOTE, is_reference_row, published_comparison
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.report_command import ReportConfig
 from benchmarks.report.text_table import print_report
 from benchmarks.results.reference_results import load_reference_results, select_reference_results
 from benchmarks.study.schema import Study
+from benchmarks.study.study_record import Display
 from clips.errors import UserError
 
 PAIR = ("clips:*+ Llama-3",)
@@ -124,6 +125,33 @@ def test_a_baseline_that_is_not_shown_is_rejected(results):
         build_report(results, reference_results=["llava"], baseline=BASE)
     with pytest.raises(UserError, match=r"reference_results: expected the set of 'OpenAI CLIP .*' as well"):
         build_report(results, baseline=BASE)
+
+
+def test_a_measured_model_of_a_published_name_is_inside_or_outside_its_interval(tmp_path):
+    """0.30 of 120 items has an interval of about 16 points; openclip prints 30.4 for ViT-B-32/openai on COCO."""
+    (published,) = select_reference_results(["openclip:ViT-B-32/openai"])
+    printed = published.values["coco/t2i_r1"]
+    protocols: dict[str, dict[str, str | int]] = {"near": {}, "far": {}, "part": {"images": 30, "full_size": 5000}}
+    for case, protocol in protocols.items():
+        for row, skill in (("vit", 0.8 if case == "far" else printed / 100), ("other", 0.5)):
+            items = items_table(skill, benchmark="retrieval")
+            path = put_result(tmp_path / case, row, "retrieval", items, protocol=protocol)
+            path.write_text(path.read_text().replace('"benchmark": "retrieval"', '"benchmark": "coco_karpathy"', 1))
+            path.rename(path.with_name("coco_karpathy.json"))
+    verdicts = {}
+    for case in protocols:
+        display = Display(models={"vit": "ViT-B-32/openai"})
+        comparison = published_comparison(build_report(tmp_path / case, display=display).table)
+        assert comparison is not None
+        (line,) = [row for row in comparison.rows if "R@1" in row[1]]
+        assert (line[0], line[3], line[-1]) == ("ViT-B-32/openai", f"{printed:.1f}", published.source)
+        verdicts[case] = line[4:6]
+    assert verdicts == {
+        "near": ("inside", ""),
+        "far": ("outside", ""),
+        "part": ("other protocol", "30 of 5,000 images"),
+    }
+    assert published_comparison(build_report(tmp_path / "near").table) is None
 
 
 @pytest.mark.parametrize("chosen", ["clips", "openclip"])

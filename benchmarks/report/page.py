@@ -26,7 +26,7 @@ from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import PAGE, grouped_notes
 from benchmarks.report.plots import forest_plots, gain_figures, length_figures, sweep_figures
-from benchmarks.report.published import REFERENCE_NOTE
+from benchmarks.report.published import REFERENCE_NOTE, published_comparison
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import commit_text
@@ -94,6 +94,7 @@ def _reproduction(source: ReportSource) -> dict[str, Any]:
 SECTIONS: tuple[Section, ...] = (
     Section(title="Results", build=lambda report: report.table),
     Section(title="Published numbers", build=lambda report: report.reference_results),
+    Section(title="Measured and published", build=lambda report: published_comparison(report.table)),
     Section(title="Differences from the baseline", build=lambda report: forest_plots(report.table)),
     Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
     Section(title="Gain over blind", build=lambda report: gain_figures(report.table)),

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.report.figures import FigureSet
+from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import format_number
 from benchmarks.results.reference_results import ReferenceResult, load_reference_results, select_reference_results
+from benchmarks.tasks.listing import subset_text
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -103,6 +106,46 @@ def _names(row: ReferenceResult) -> set[str]:
     return {row.name, f"{row.set}:{row.name}"}
 
 
+def _is_on(dataset: str, benchmark: str) -> bool:
+    return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))  # coco_karpathy
+
+
+_LEAD = (
+    "Models that have the name of a published one. Inside or outside: whether the printed number is in the measured "
+    "one's 95 % interval. Other protocol: known settings differ, so that neither is expected. What a paper does not "
+    "state may differ, too; clips-bench list BENCHMARK names what usually does."
+)
+
+
+def published_comparison(table: Table) -> FigureSet | None:
+    """Measured numbers next to the printed ones of the same model, benchmark and metric; None without any."""
+    by_name: dict[str, list[ReferenceResult]] = {}
+    for published in load_reference_results():
+        for name in _names(published):
+            by_name.setdefault(name, []).append(published)
+    rows = [
+        (cell.row, column.title, cell.score, format_number(printed, 1), *_verdict(cell, printed), published.source)
+        for column in table.columns
+        for cell in table.cells(column)
+        for published in by_name.get(cell.row, ())
+        for name, printed in published.values.items()
+        if cell.value is not None and name.partition("/")[2] == column.metric
+        if _is_on(name.partition("/")[0], column.key)
+    ]
+    headers = ("model", "metric", "measured", "printed", "the printed number is", "settings that differ", "source")
+    return FigureSet(lead=_LEAD, figures=(), headers=headers, rows=tuple(rows)) if rows else None
+
+
+def _verdict(cell: Cell, printed: float) -> tuple[str, str]:
+    """``inside``, ``outside``, ``other protocol`` or ``without an interval``; and the known settings that differ."""
+    known = [*filter(None, map(subset_text, cell.results[:1])), *cell.protocol_differences]
+    if known:
+        return "other protocol", "; ".join(known)
+    if cell.ci_low is None or cell.ci_high is None:
+        return "without an interval", ""
+    return "inside" if cell.ci_low <= printed <= cell.ci_high else "outside", ""
+
+
 def build_reference_table(
     wanted: Sequence[str], benchmarks: Sequence[str], baseline: str | None = None
 ) -> ReferenceTable | None:
@@ -122,12 +165,9 @@ def build_reference_table(
         return None
     rows = select_reference_results(wanted)
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    shared = []
-    for column in columns:
-        dataset = column.partition("/")[0]
-        begins = (f"{dataset}_", f"{dataset}-", f"{dataset}.")  # ``coco_karpathy`` is on coco
-        if any(benchmark == dataset or benchmark.startswith(begins) for benchmark in benchmarks):
-            shared.append(column)
+    shared = [
+        column for column in columns if any(_is_on(column.partition("/")[0], benchmark) for benchmark in benchmarks)
+    ]
     base = next((row for row in rows if baseline in _names(row)), None)
     if baseline is not None and base is None:
         raise unknown_name_error(baseline, [row.name for row in rows], "baseline among the published models")
