@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT = 1280, 1000
+WIDTH, HEIGHT = 1280, 1120
 COLORS = 128
 
 

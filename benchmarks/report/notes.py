@@ -129,7 +129,7 @@ KINDS: Mapping[str, Kind] = {
     "elsewhere": Kind(title="Measured elsewhere"),
     "power": Kind(title="More seeds"),
 }
-"""In the order of their importance; a new kind is an entry here."""
+"""In the order of their importance; a new kind is an entry here, and a function of `table_notes` that yields them."""
 MAX_WORDS = 25
 _BRIEFS = 3
 _ONE = {"s": "", "is": "is", "has": "has", "was": "was"}

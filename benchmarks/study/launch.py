@@ -1,9 +1,9 @@
 """How a step is started: the programs that it may run, and the processes, nodes, GPUs and hours of its job.
 
     resources:
-      encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llava, evaluation
+      encoder: {processes: 8, time_limit_hours: 12}    # a kind of step (``STEP_KINDS``), or data
       llava: {processes: 8, nodes: 2, time_limit_hours: 24}
-      "encoder-huge*": {nodes: 4}                      # steps by name, which override their type's
+      "encoder-huge*": {nodes: 4}                      # steps by name, which override their kind's
 
 Resources are not part of a step's key: the global batch of a training is the same for any number of processes, and so
 are the scores of an evaluation. The order of summation differs, so that last digits may differ.

@@ -1,4 +1,7 @@
-"""``STEP_KINDS``: what the steps of a kind share; a new kind is an entry here, and what adds its steps to a plan."""
+"""``STEP_KINDS``: what the steps of a kind share; a new kind is an entry here.
+
+Its steps are added to a plan in ``steps.py``, from a key of the study file in ``schema.py``.
+"""
 
 from __future__ import annotations
 
