@@ -1,4 +1,4 @@
-"""`llava-bridge data inspect`: what is supervised is marked, images are shown, faults are named."""
+"""`llava-bridge data inspect`: what is supervised is marked, faults are named."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from clips.typed_data import from_plain
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 
 
-def test_samples_are_printed_as_the_llm_sees_them(bridge_talk, bridge_llm, tmp_path, capsys):
-    page = tmp_path / "page.html"
+def test_samples_are_printed_as_the_llm_sees_them(bridge_talk, bridge_llm, capsys):
     fields = {"path": str(bridge_talk / "talk.json"), "llm": str(bridge_llm), "image_tokens": 4}
-    run_inspect(InspectConversationsConfig(**fields, num_shown=2, html_output=str(page), num_samples=8))  # type: ignore[arg-type]
+    run_inspect(InspectConversationsConfig(**fields, num_shown=2, num_samples=8))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"<image> × 4\nWhat color is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
     assert "16 in the source, 8 read, 0 invalid" in printed
@@ -24,9 +23,6 @@ def test_samples_are_printed_as_the_llm_sees_them(bridge_talk, bridge_llm, tmp_p
     supervised = re.search(r"supervised  (\d+\.\d)% of them", printed)
     assert supervised
     assert 5 < float(supervised[1]) < 60
-    html = page.read_text()
-    assert html.count('<img src="data:image/jpeg;base64,') == 2
-    assert "<mark> red&lt;/s&gt;</mark>" in html
 
 
 def test_unusable_samples_are_counted_and_named(bridge_talk, bridge_llm, tmp_path, capsys):

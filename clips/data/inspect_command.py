@@ -22,7 +22,7 @@ from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.data.formats.webdataset import SIZES_FILE, list_shards
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.inspect_page import Example, InspectionConfig, Span, report_inspection
+from clips.data.inspection import Example, InspectionConfig, Span, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, file_name, is_remote
 from clips.data.sampler import evenly
@@ -69,23 +69,15 @@ class DatasetStats:
 
 
 def run_inspect(config: InspectDatasetConfig) -> None:
-    """Run `clips data inspect`: print samples and a summary, and write the page if requested.
+    """Run `clips data inspect`: print samples and a summary.
 
     Raises:
         UserError: the source cannot be read, or none of its samples is valid.
     """
     source = open_source(config)
     stats = collect_stats(source, config)
-    charts = {
-        "Tokens of a web caption": stats.tokens["web"],
-        "Tokens of a synthetic caption": stats.tokens["synthetic"],
-        "Sentences of a synthetic caption": stats.sentences,
-        "Pixels of an image's short side": [min(size) for size in stats.sizes],
-    }
-    lines, examples, invalid = list(format_stats(stats)), stats.examples, stats.invalid
-    report_inspection(
-        config, config.path, lines=lines, examples=examples, invalid=invalid, num_read=stats.scanned, charts=charts
-    )
+    lines = list(format_stats(stats))
+    report_inspection(config.path, lines=lines, examples=stats.examples, invalid=stats.invalid, num_read=stats.scanned)
 
 
 def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
@@ -121,7 +113,7 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
             seen[sample.web] += 1
         if index in shown:
             texts = {label: [Span(text=text)] for label, text in captions.items() if text}
-            stats.examples.append(Example(name=source.name(index), thumbnails=config.thumbnails([image]), texts=texts))
+            stats.examples.append(Example(name=source.name(index), texts=texts))
     stats.duplicates = 1 - len(seen) / max(1, seen.total())
     return stats
 

@@ -14,7 +14,7 @@ from collections import Counter
 from typing import Any
 
 from clips.commandline.progress import progress_iter
-from clips.data.inspect_page import Example, InspectionConfig, Span, report_inspection
+from clips.data.inspection import Example, InspectionConfig, Span, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sampler import evenly
 from clips.errors import UserError
@@ -67,7 +67,7 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
 
 
 def run_inspect(config: InspectConversationsConfig) -> None:
-    """Print samples and a summary, and write the page if requested."""
+    """Print samples and a summary."""
     samples = read_samples(config)  # before torch is imported, which takes seconds: the path may be wrong
     from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, resolve_training_template
     from llava_bridge.data.batches import ConversationDataset
@@ -119,7 +119,7 @@ def run_inspect(config: InspectConversationsConfig) -> None:
                 text = f"{IMAGE} × {len(tokens)}" if is_image else tokenizer.decode(tokens)
                 spans.append(Span(text=text, supervised=supervised))
             name = f"{sample.name}  {', '.join(map(str, sample.images))}"
-            examples.append(Example(name=name, thumbnails=config.thumbnails(encoded["images"]), texts={"": spans}))
+            examples.append(Example(name=name, texts={"": spans}))
 
     num_read = len(lengths) + invalid.count
     lines = [f"samples     {len(samples):,} in the source, {num_read:,} read, {invalid.count:,} invalid"]
@@ -133,4 +133,4 @@ def run_inspect(config: InspectConversationsConfig) -> None:
             f"tokens      {mean:.0f} on average, {longest} at most; {num_truncated:,} truncated at max_length",
             f"supervised  {num_supervised / sum(lengths):.1%} of them",
         ]
-    report_inspection(config, config.path, lines=lines, examples=examples, invalid=invalid, num_read=num_read)
+    report_inspection(config.path, lines=lines, examples=examples, invalid=invalid, num_read=num_read)
