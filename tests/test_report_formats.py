@@ -85,8 +85,8 @@ def test_all_formats_print_the_same_numbers(results):
 def test_an_entry_of_measures_is_in_all_formats(results, monkeypatch) -> None:
     images = Measure(
         name="images",
-        value=lambda cell: cell.results[0].metrics[cell.metric].clusters if cell.results else None,
-        text=lambda cell: f"({cell.results[0].metrics[cell.metric].clusters} images)" if cell.results else "",
+        value=lambda cell: cell.results[0].metrics[cell.metric].clusters if cell.n else None,
+        text=lambda cell: f"({cell.results[0].metrics[cell.metric].clusters} images)" if cell.n else "",
         heading="images of {cell.column.benchmark}",
     )
     monkeypatch.setattr(measures, "MEASURES", (*measures.MEASURES, images))

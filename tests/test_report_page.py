@@ -33,6 +33,7 @@ def test_a_studys_page_has_every_section(study):
         "per-seed-results",
         "recall-vs-caption-length",
         "published-numbers",
+        "measured-and-published",
         "by-category",
         "averages-and-ranks",
     }

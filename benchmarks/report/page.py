@@ -151,6 +151,10 @@ def render_page(report: Report) -> str:
         """The place of the note on a cell's sign, or on why it is missing."""
         return next((place for each, place in places.items() if each.is_about(cell, kind)), None)
 
+    names = [row.name for row in report.table.rows]
+    averages = [each for each in report.overall if each.averages and report.has_all_of(each.averages, each.averaged)]
+    sorted_by = next((each for each in averages[::-1] if each.order == names), None)
+
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -165,10 +169,8 @@ def render_page(report: Report) -> str:
             error_bar=functools.partial(error_bar, report.table),
             browser=_browser_json(report),
             costs=model_costs(report.table),
-            averages=[
-                each for each in report.overall if each.averages and report.has_all_of(each.averages, each.averaged)
-            ],
-            by_average=bool(report.overall) and [row.name for row in report.table.rows] == report.overall[-1].order,
+            averages=averages,
+            sorted_by=sorted_by,
             detectable=[report.table.detectable(column) for column in report.table.columns],
             about_detectable=_ABOUT_DETECTABLE,
             placed=[
@@ -193,7 +195,7 @@ def _browser_json(report: Report) -> str:
         for each in content
         if isinstance(each, Examples)
     ]
-    if not galleries:
+    if not galleries or not report.table.columns:
         return ""
     data = browser_data(galleries, report.source, every_item=report.every_item)
     column = report.table.columns[0]

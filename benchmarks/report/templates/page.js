@@ -28,7 +28,8 @@ if (table) {
 function hint(region) {
   const update = () => region.classList.toggle("more", region.scrollLeft + region.clientWidth < region.scrollWidth - 2);
   region.addEventListener("scroll", update, { passive: true });
-  new ResizeObserver(update).observe(region);
+  const observer = new ResizeObserver(update);
+  for (const each of [region, region.firstElementChild]) observer.observe(each);
 }
 
 // A click on a number shows the items behind it, of two models side by side.
