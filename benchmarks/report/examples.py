@@ -25,8 +25,8 @@ MAX_SECTION_BYTES = 2_000_000
 MAX_PER_BENCHMARK = 6
 MAX_BROWSED = 200
 """Items of a benchmark that a click on a cell shows, unless a report has all."""
-MAX_BROWSED_BYTES = 6_000_000
-"""Limit for their images, of all benchmarks together."""
+MAX_BROWSED_BYTES = 10_000_000
+"""Limit for their images, shared by the benchmarks; further items have none."""
 _OF_QUESTION = ("image", "direction", "question", "target")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _MAX_THUMBNAIL_BYTES = 100_000
@@ -193,16 +193,17 @@ def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[
 def browser_data(galleries: Sequence[Examples], source: ReportSource, *, every_item: bool = False) -> dict[str, Any]:
     """What a click on a cell shows, for the page's script; the images of the galleries are on the page already."""
     on_page = {image.id for gallery in galleries for card in gallery.cards for image in card.thumbnails}
-    images, room = dict[str, str](), MAX_BROWSED_BYTES
+    images = dict[str, str]()
+    room = {gallery.benchmark: MAX_BROWSED_BYTES // len(galleries) for gallery in galleries}
 
-    def image_id(image: Thumbnail | None) -> str:
-        nonlocal room
-        if image is not None and image.id not in on_page | images.keys():
-            room -= len(image.content) * 4 // 3
-            if room < 0 and not every_item:
-                return ""
-            images[image.id] = image.uri
-        return image.id if image else ""
+    def image_id(image: Thumbnail | None, benchmark: str) -> str:
+        if image is None or image.id in on_page or image.id in images:
+            return image.id if image else ""
+        room[benchmark] -= len(image.uri)
+        if room[benchmark] < 0 and not every_item:
+            return ""
+        images[image.id] = image.uri
+        return image.id
 
     return {
         "baselines": {row.name: row.baseline for row in source.rows if row.baseline},
@@ -212,11 +213,17 @@ def browser_data(galleries: Sequence[Examples], source: ReportSource, *, every_i
                 "items": gallery.items,
                 "cards": [
                     {
-                        "image": image_id(card.thumbnail),
+                        "image": image_id(card.thumbnail, gallery.benchmark),
                         "question": card.question,
                         "expected": card.expected,
                         "answers": {
-                            each.row: [each.text, image_id(each.thumbnail), each.right, each.score, each.unread]
+                            each.row: [
+                                each.text,
+                                image_id(each.thumbnail, gallery.benchmark),
+                                each.right,
+                                each.score,
+                                each.unread,
+                            ]
                             for each in card.answers
                         },
                     }
