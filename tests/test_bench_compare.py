@@ -110,7 +110,7 @@ def test_a_moved_result_and_one_of_other_data_in_two_runs_of_a_study(tmp_path, m
     assert report.answer.startswith("A clips beats B clips by ")
     told = next(note for note in report.texts if "was measured under different settings" in note)
     assert told.startswith("† B clips on gqa exact match")
-    assert told.endswith('(data hash: "abc" against "other data").')
+    assert told.endswith('(its settings against theirs: data hash: "other data" against "abc").')
     text = json.loads((second / "study.json").read_text(encoding="utf-8"))["text"]
     edit(second / "study.json", text=text.replace("name: small", "name: smaller"))
     assert "The study files differ: A `name: small`, B `name: smaller`." in report_of(first, second).texts

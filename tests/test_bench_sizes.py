@@ -75,7 +75,7 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
         assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions." in text, name
     latex = rendered(built, "latex")
     assert "n & 120 & 120/9,000" in latex
-    assert latex.index(r"\end{tabular}") < latex.index("Measured on a part") < latex.index(r"\end{table}")
+    assert latex.index(r"\end{tabular}") < latex.index("Measured on a part") < latex.index(r"\end{table*}")
     result(tmp_path, "pope", "other", task=TASK, questions=9000)  # of all of it
     assert any(
         note.endswith(": pope: 120 of 9,000 questions (clip and clips).") for note in build_report(tmp_path).texts

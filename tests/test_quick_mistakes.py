@@ -25,7 +25,7 @@ for package, *words in json.load(sys.stdin):
 """Command lines of standard input, one after the other in one process: status, stderr, imports."""
 RETRIEVAL = "{name: retrieval, data: captions.csv}"
 STUDY = "{name: s, encoders: {e: 'timm:net'}, benchmarks: {linear_probe: {data: photos}}}"
-OPENAI = "--include recalls --reference_model ViT-B-32/openai"
+OPENAI = "--include rerun --reference_model ViT-B-32/openai"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
@@ -98,16 +98,17 @@ MISTAKES = [
     ("benchmarks study power broken", "broken/study.json: not valid JSON"),
     ("benchmarks report broken", "broken/study.json: not valid JSON"),
     ("benchmarks compare broken encoder", "broken/study.json: not valid JSON"),
-    ("benchmarks compare captions.csv encoder", "first: captions.csv: no such directory"),
+    ("benchmarks compare none encoder", "first: none: no such file or directory"),
+    ("benchmarks compare captions.csv encoder", "captions.csv: not a result file"),
     *(
         (
             f"benchmarks {command}",
             "broken: expected result files (<benchmark>.json, <model>/<benchmark>.json), found none",
         )
-        for command in ("diff broken broken", "provenance broken", f"verify {OPENAI} --results broken")
+        for command in ("provenance broken", f"verify {OPENAI} --results broken")
     ),
     ("benchmarks provenance captions.csv", "captions.csv: not a result file"),
-    ("benchmarks verify --include recal", "did you mean 'recall'?"),
+    ("benchmarks verify --include rerum", "did you mean 'rerun'?"),
 ]
 
 
