@@ -1,7 +1,7 @@
 """How a step is started: the programs that it may run, and the processes, nodes, GPUs and hours of its job.
 
     resources:
-      encoder: {processes: 8, time_limit_hours: 12}    # a kind of step (``STEP_KINDS``), or data
+      encoder: {processes: 8, time_limit_hours: 12}    # a kind of step, see ``STEP_KINDS``
       llava: {processes: 8, nodes: 2, time_limit_hours: 24}
       "encoder-huge*": {nodes: 4}                      # steps by name, which override their kind's
 
