@@ -144,7 +144,8 @@ class Reader:
             if said:
                 assert said[2] == "the best of the other models"
                 assert counts[said[1]] == tuple(int(count or 0) for count in said.groups()[2:])
-                assert max(counts.values())[0] == counts[said[1]][0]
+                balance = {model: (each[0] - each[2], each[0]) for model, each in counts.items() if any(each)}
+                assert balance[said[1]] == max(balance.values())
 
     def _against_the_top(self, model: str) -> tuple[int, int, int, int]:
         """Metrics won, tied, lost and not credited."""

@@ -154,6 +154,17 @@ def test_a_measured_model_of_a_published_name_is_inside_or_outside_its_interval(
     assert published_comparison(build_report(tmp_path / "near").table) is None
 
 
+def test_another_split_of_a_task_is_not_compared_with_what_was_printed(tmp_path):
+    """ScienceQA's printed number is of all questions, not of those with an image."""
+    published = next(row for row in load_reference_results() if "gqa/exact_match" in row.values)
+    for benchmark in ("gqa", "gqa_img", "gqa-lite"):
+        put_result(tmp_path, "mine", benchmark, items_table(0.6, benchmark="gqa"))
+    table = build_report(tmp_path, display=Display(models={"mine": published.name})).table
+    comparison = published_comparison(table)
+    assert comparison is not None
+    assert {row[1] for row in comparison.rows} == {"gqa exact match"}
+
+
 @pytest.mark.parametrize("chosen", ["clips", "openclip"])
 def test_published_models_are_legible_in_a_terminal_of_80_characters(results, chosen):
     written = io.StringIO()

@@ -34,6 +34,11 @@ def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path):
         in report.texts
     )
     assert "clip and clips: evaluated under the same settings, and ranked together, on gqa." in report.texts
+    for second in ("clips", "clips/gqa.json"):  # a file is of one benchmark, also next to a directory
+        sides = CompareConfig(first=str(tmp_path / "clip/gqa.json"), second=str(tmp_path / second))
+        assert {column.benchmark for column in build_comparison(sides).table.columns} == {"gqa"}
+    with pytest.raises(UserError, match=r"second: .*clips/pope\.json: expected a result on gqa, got pope"):
+        compared(tmp_path / "clip/gqa.json", tmp_path / "clips/pope.json")
 
 
 def test_other_evaluation_settings_prevent_a_comparison(tmp_path):

@@ -106,6 +106,7 @@ def test_the_table_sorts_by_a_column_and_says_so(page):
     assert shown_rows(page) == ["untrained", LONG_NAME, "clip", "clips", "broken"]
     page.locator("tr.headers th").nth(0).get_by_role("button").click()
     assert shown_rows(page) == sorted(before)
+    assert page.locator("tr.headers th").nth(0).get_attribute("aria-sort") == "ascending"
     assert head.get_attribute("aria-sort") is None
 
 
@@ -221,6 +222,15 @@ def test_arrow_keys_move_between_the_numbers(page):
         assert page.evaluate(focused) == label
     page.keyboard.press("Enter")
     assert page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    page.get_by_text("Filter models and columns").click()
+    page.get_by_role("checkbox", name="gqa").uncheck()  # with the only stop of the tab key
+    stop = page.locator("table.main .value button[tabindex='0']")
+    assert stop.count() == 1
+    assert stop.is_visible()
+    stop.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.offsetParent !== null")
 
 
 @pytest.mark.parametrize(("which", "width"), [("results", 360), ("results", 1440), ("study", 768)])

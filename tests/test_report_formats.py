@@ -381,6 +381,12 @@ def test_each_model_and_each_number_is_on_one_line_of_the_terminal(width, benchm
         assert len(shown) == frame.size or left_out
 
 
+def test_a_long_name_alone_leaves_nothing_out(capsys):
+    for columns in ({"value": ["1.0"]}, {}):
+        print_frame(pd.DataFrame(columns, index=["a-name-of-" + "many-" * 12 + "words"]), Console(width=80))
+        assert "No room" not in capsys.readouterr().out
+
+
 def test_a_remark_has_the_room_that_numbers_leave():
     remark = "no test: the models do not have scores for the same items"
     frame = pd.DataFrame([["65.0", remark]], index=["gqa exact match"], columns=["A", "verdict"])

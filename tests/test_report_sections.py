@@ -204,6 +204,25 @@ def test_a_click_shows_200_items_unless_all_are_asked_for(tmp_path, monkeypatch)
         assert all(card["image"] for card in all_of_them)
 
 
+def test_a_click_shows_answers_that_were_not_read(tmp_path):
+    """50 of 1,000, of one model: of 200 by the hash of their names ten would be shown."""
+    items = items_table(0.5, benchmark="gqa", count=1000)
+    put_result(tmp_path, "clip", "gqa", items.assign(unread=[float(number % 20 == 0) for number in range(1000)]))
+    (gallery,) = answer_galleries(read_source(tmp_path))
+    assert [card.answers[0].unread for card in gallery.browsed] == [True] * 50 + [False] * 150
+
+
+def test_an_image_without_room_has_its_name(tmp_path, monkeypatch):
+    put_result(tmp_path, "clip", "retrieval", items_table(0.5, benchmark="retrieval"))
+    monkeypatch.setattr(examples, "MAX_BROWSED_BYTES", 0)
+    monkeypatch.setattr(examples, "MAX_SECTION_BYTES", 0)  # then there are no examples, but items
+    source = read_source(tmp_path)
+    data = browser_data(answer_galleries(source), source)
+    answers = [card["answers"]["clip"] for card in data["benchmarks"]["retrieval"]["cards"]]
+    assert len(answers) == 120
+    assert all(text.startswith("image picture-") and not image for text, image, *_ in answers)
+
+
 def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
     put_result(tmp_path, "clip", "gqa", items)

@@ -77,8 +77,16 @@ def compare(config: CompareConfig) -> None:
 
 def build_comparison(config: CompareConfig) -> Report:
     """Read both sides and compute their report; see `compare`."""
-    sides = (_read_side(config.first, "first"), _read_side(config.second, "second"))
-    return compare_sources(*sides, selection=Selection(benchmarks=config.benchmarks))
+    first, second = _read_side(config.first, "first"), _read_side(config.second, "second")
+    if Path(config.first).is_file() or Path(config.second).is_file():  # of one benchmark
+        both = tuple(name for name in first.benchmarks if name in second.benchmarks)
+        if not both:
+            names = ", ".join(first.benchmarks)
+            raise UserError(
+                f"second: {config.second}: expected a result on {names}, got {', '.join(second.benchmarks)}"
+            )
+        first, second = (dataclasses.replace(side, benchmarks=both) for side in (first, second))
+    return compare_sources(first, second, selection=Selection(benchmarks=config.benchmarks))
 
 
 def compare_sources(first: ReportSource, second: ReportSource, selection: Selection = Selection()) -> Report:  # noqa: B008

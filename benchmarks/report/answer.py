@@ -28,7 +28,7 @@ def verdict(table: Table) -> str:
         tested = [row for row, of_row in counts.items() if of_row]
         if not tested:
             return ""
-        row = max(tested, key=lambda row: (counts[row]["won"], counts[row]["tied"]))
+        row = max(tested, key=lambda row: (counts[row]["won"] - counts[row]["lost"], counts[row]["won"]))
         who = f"{row} against the best of the other models"
         won, tied, lost, uncredited = (counts[row][kind] for kind in ("won", "tied", "lost", "not credited"))
     credits = f", {uncredited} not credited to the images" if uncredited else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,7 @@ class Cost:
         value = self.values.get(row)
         if value is None or value < _ABBREVIATED:
             return "" if value is None else f"{value:,.0f}"
-        power = min(3, int(math.log10(value) // 3))
+        power = next(power for power in (1, 2, 3) if power == 3 or round(value / 1000**power, 1) < 1000)
         return f"{value / 1000**power:,.1f}{'KMB'[power - 1]}"
 
 
@@ -90,8 +89,14 @@ def count_parameters(directory: Path) -> float | None:
     """
     from safetensors import SafetensorError, safe_open
 
+    files = [directory / "open_clip_model.safetensors"]  # transformers' layout next to it has the same weights
+    if not files[0].is_file():
+        files = sorted(directory.glob("model*.safetensors")) if directory.is_dir() else []
     count = 0
-    for file in sorted(directory.glob("*model*.safetensors")) if directory.is_dir() else ():
-        with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="np") as weights:
-            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    try:
+        for file in files:
+            with safe_open(file, framework="np") as weights:
+                count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
     return count or None

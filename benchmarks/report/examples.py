@@ -151,7 +151,7 @@ class Examples:
         benchmark: its name.
         rows: the models that have items.
         cards: of the selected items, with the answers of all models.
-        browsed: of the items that a click shows, those on which models disagree first.
+        browsed: of the items that a click shows, those with a disagreement or an unread answer first.
         items: number of items that the cards were selected from.
         left_out: number of cards that are omitted to limit the page size.
         disagreements: number of items on which the models' scores differ; None for a single model.
@@ -186,7 +186,7 @@ def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[
                 left_out=left_out,
                 disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
             )
-            found += [gallery] if shown else []
+            found.append(gallery)
     return found
 
 
@@ -217,8 +217,8 @@ def browser_data(galleries: Sequence[Examples], source: ReportSource, *, every_i
                         "question": card.question,
                         "expected": card.expected,
                         "answers": {
-                            each.row: [
-                                each.text,
+                            each.row: [  # of an image its name, for screen readers and if it has no room
+                                each.text or (each.thumbnail.alt if each.thumbnail else ""),
                                 image_id(each.thumbnail, gallery.benchmark),
                                 each.right,
                                 each.score,
@@ -284,9 +284,12 @@ class _Items:
 
     @property
     def disputed_first(self) -> list[Any]:
-        """All items by the hash of their names, those on which models disagree first."""
-        disagree = _disagree(self.scores)
-        return [*hash_order(self.scores.index[disagree]), *hash_order(self.scores.index[~disagree])]
+        """All items by the hash of their names, first those on which models disagree or with an unread answer."""
+        first = _disagree(self.scores)
+        for table in self.tables.values():
+            if UNREAD in table:
+                first |= self.scores.index.isin(table.index[table[UNREAD] > 0])
+        return [*hash_order(self.scores.index[first]), *hash_order(self.scores.index[~first])]
 
     def cards(self, items: Iterable[Any]) -> dict[Any, Card]:
         """Items with all models' answers."""

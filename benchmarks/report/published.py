@@ -110,10 +110,16 @@ def _is_on(dataset: str, benchmark: str) -> bool:
     return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))  # coco_karpathy
 
 
+def _is_same(dataset: str, benchmark: str) -> bool:
+    """Whether a benchmark is a dataset's: other names of a retrieval set are its own, of a task another split."""
+    return benchmark == dataset or (dataset in _RETRIEVAL_SETS and _is_on(dataset, benchmark))
+
+
+_RETRIEVAL_SETS = {"coco", "flickr30k"}
 _LEAD = (
     "Models that have the name of a published one. Inside or outside: whether the printed number is in the measured "
-    "one's 95 % interval. Other protocol: known settings differ, so that neither is expected. What a paper does not "
-    "state may differ, too; clips-bench list BENCHMARK names what usually does."
+    "one's 95 % interval. Other protocol: on a part of the benchmark, so that neither is expected. What a paper does "
+    "not state may differ, too; clips-bench list BENCHMARK names what usually does."
 )
 
 
@@ -130,20 +136,22 @@ def published_comparison(table: Table) -> FigureSet | None:
         for published in by_name.get(cell.row, ())
         for name, printed in published.values.items()
         if cell.value is not None and name.partition("/")[2] == column.metric
-        if _is_on(name.partition("/")[0], column.key)
+        if _is_same(name.partition("/")[0], column.key)
     ]
-    headers = ("model", "metric", "measured", "printed", "the printed number is", "settings that differ", "source")
+    headers = ("model", "metric", "measured", "printed", "the printed number is", "known of the measured one", "source")
     return FigureSet(lead=_LEAD, figures=(), headers=headers, rows=tuple(rows)) if rows else None
 
 
 def _verdict(cell: Cell, printed: float) -> tuple[str, str]:
-    """``inside``, ``outside``, ``other protocol`` or ``without an interval``; and the known settings that differ."""
-    known = [*filter(None, map(subset_text, cell.results[:1])), *cell.protocol_differences]
-    if known:
-        return "other protocol", "; ".join(known)
+    """``inside``, ``outside``, ``other protocol`` or ``without an interval``; and what is known of the measured one."""
+    part = subset_text(cell.results[0])
+    apart = f"{cell.dagger} other settings than the column's: {'; '.join(cell.protocol_differences)}"
+    known = "; ".join(filter(None, [part, apart if cell.protocol_differences else ""]))
+    if part:
+        return "other protocol", known
     if cell.ci_low is None or cell.ci_high is None:
-        return "without an interval", ""
-    return "inside" if cell.ci_low <= printed <= cell.ci_high else "outside", ""
+        return "without an interval", known
+    return "inside" if cell.ci_low <= printed <= cell.ci_high else "outside", known
 
 
 def build_reference_table(

@@ -148,7 +148,8 @@ def print_frame(frame: pd.DataFrame, console: Console, *, title: str = "", trans
     count = max(1, sum(end < console.width for end in itertools.accumulate(widths)) - 1)
     _print_table(frames[0].iloc[:, :count], console, title, widths[: count + 1])
     left = [*map(str, frames[0].columns[count:])]
-    console.print(f"No room for {join_or_count(left, 'more columns')}; the written formats have all.", markup=False)
+    if left:
+        console.print(f"No room for {join_or_count(left, 'more columns')}; the written formats have all.", markup=False)
 
 
 def _print_table(frame: pd.DataFrame, console: Console, title: str, widths: Sequence[int]) -> None:

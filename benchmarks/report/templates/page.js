@@ -10,7 +10,9 @@ if (table) {
     button.append(...header.childNodes);
     header.append(button);
     button.addEventListener("click", () => {
-      const descending = header.getAttribute("aria-sort") !== "descending";
+      const lowFirst = index === 0 || header.textContent.includes("↓");
+      const before = header.getAttribute("aria-sort");
+      const descending = lowFirst ? before === "ascending" : before !== "descending";
       for (const other of headers) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", descending ? "descending" : "ascending");
       const sign = descending ? -1 : 1;
@@ -76,7 +78,7 @@ function browse(data) {
     do {
       if (down) row = down > 0 ? row.nextElementSibling : row.previousElementSibling;
       cell = down ? row?.cells[index] : across > 0 ? cell.nextElementSibling : cell.previousElementSibling;
-    } while ((down ? row : cell) && !cell?.querySelector("button"));
+    } while ((down ? row : cell) && !cell?.querySelector("button")?.offsetParent); // hidden ones have none
     const next = cell?.querySelector("button");
     if (next) { event.target.tabIndex = -1; next.tabIndex = 0; next.focus(); }
   }
@@ -116,7 +118,7 @@ function browse(data) {
 
   function draw(card) {
     const article = element("article", "example");
-    if (card.image) article.append(picture(card.image, "image"));
+    if (card.image) article.append(picture(card.image, "the item's image"));
     const text = element("div");
     if (card.question) text.append(element("p", "asked", card.question));
     if (card.expected) text.append(element("p", "expected", `expected: ${card.expected}`));
@@ -127,7 +129,7 @@ function browse(data) {
       const [said, image, right, score, unread] = answer;
       const cell = element("dd", right === true ? "right" : right === false ? "wrong" : "");
       if (right !== null) cell.append(element("span", "tick", right ? "✓" : "✗"), element("span", "hidden", right ? "right: " : "wrong: "));
-      cell.append(image ? picture(image, "image") : said || "(no answer)");
+      cell.append(image ? picture(image, `result: ${said}`) : said || "(no answer)");
       if (score) cell.append(element("span", "score", ` ${score}`));
       if (unread) cell.append(element("span", "score", " not read"));
       const pair = element("div");
@@ -139,10 +141,10 @@ function browse(data) {
     return article;
   }
 
-  function picture(id, kind) {
-    const image = element("img", kind);
+  function picture(id, alt) {
+    const image = element("img", "image");
     image.src = data.images[id] ?? document.getElementById(id)?.getAttribute("href") ?? "";
-    image.alt = "";
+    image.alt = alt;
     return image;
   }
 }
@@ -156,7 +158,7 @@ function element(tag, kind = "", text = "") {
 }
 
 function compare(one, two, sign) {
-  if (one.tagName === "TH") return sign * two.textContent.localeCompare(one.textContent, undefined, { numeric: true });
+  if (one.tagName === "TH") return sign * one.textContent.localeCompare(two.textContent, undefined, { numeric: true });
   const [first, second] = [one.dataset.value, two.dataset.value];
   if (first === "" || second === "") return (first === "") - (second === ""); // missing values stay at the end
   return sign * (Number(first) - Number(second));
@@ -186,6 +188,11 @@ function filter(table) {
     }
     const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
     if (boxes.length) for (const column of columns) column.hidden = !shown.has(column.dataset.group);
+    const buttons = Array.from(table.querySelectorAll(".value button"));
+    const visible = buttons.filter((button) => button.offsetParent);
+    if (visible.length && !visible.some((button) => button.tabIndex === 0)) { // the tab key needs one stop
+      for (const button of buttons) button.tabIndex = button === visible[0] ? 0 : -1;
+    }
     const all = Array.from(table.tBodies[0].querySelectorAll("[data-row]"));
     count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} models`;
   });
