@@ -65,7 +65,8 @@ def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path):
     for row, changes in (("old", {"split": "test"}), ("new", {"split": "taken whole"}), ("other", {"data_hash": "x"})):
         changes = {"split": "taken whole"} | changes
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
-    assert any("ranked together" in note for note in compared(tmp_path / "old", tmp_path / "new"))
+    same = 'old and new: evaluated with the same data (A against B: split: "test" against "taken whole"), and ranked '
+    assert f"{same}together, on gqa." in compared(tmp_path / "old", tmp_path / "new")
     assert not any("ranked together" in note for note in compared(tmp_path / "old", tmp_path / "other"))
     source = read_source(tmp_path)
     groups = source.protocol_groups(source.results("gqa"))

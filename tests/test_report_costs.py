@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from report_material import items_table, put_result, put_results
+from report_material import edit, items_table, put_result, put_results
 from safetensors.torch import save_file
 
 from benchmarks.report.costs import Cost, count_parameters, model_costs
@@ -52,6 +53,20 @@ def test_costs_are_those_of_the_model_and_of_its_training(tmp_path: Path) -> Non
     page = render_page(report)
     assert page.count('class="cost') == 3 * 4  # empty where it is not known
     assert ">4,800</td>" in page
+
+
+def test_weights_that_the_result_is_not_of_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a path with another model by now, and of no path, where the working directory has a model."""
+    monkeypatch.chdir(tmp_path)
+    encoder(tmp_path / "trained", 32, 4800)
+    put_result(tmp_path / "results", "trained", "gqa", items_table(0.5, benchmark="gqa"), model=tmp_path / "trained")
+    edit(put_result(tmp_path / "results", "imported", "gqa", items_table(0.4, benchmark="gqa")), model={"hash": "0"})
+    save_file({"a": torch.zeros(30)}, tmp_path / "model.safetensors")
+    parameters, *_ = model_costs(build_report(tmp_path / "results").table)
+    assert parameters.values.keys() == {"trained"}
+    shutil.rmtree(tmp_path / "trained")
+    encoder(tmp_path / "trained", 64, 9600)
+    assert [cost.title for cost in model_costs(build_report(tmp_path / "results").table)] == []
 
 
 def test_a_page_without_known_costs_has_no_such_columns(tmp_path: Path) -> None:

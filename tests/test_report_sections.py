@@ -29,7 +29,7 @@ from benchmarks.report.examples import (
 )
 from benchmarks.report.figures import Figure, LegendEntry, light_palette, render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.load_results import limit_rows, read_source
+from benchmarks.report.load_results import read_source
 from benchmarks.report.page import render_page, report_figures
 from benchmarks.report.report import build_report
 from benchmarks.report.table import Table
@@ -244,7 +244,7 @@ def test_of_an_error_metric_the_item_with_the_lower_score_is_right(tmp_path):
     for row, errors in (("careful", 0.2), ("sloppy", 0.6)):
         path = put_result(tmp_path, row, "gqa", items_table(errors, benchmark="gqa"))
         edit(path, "exact_match", higher_is_better=False)
-    (gallery,) = answer_galleries(limit_rows(read_source(tmp_path, baseline="careful")))
+    (gallery,) = answer_galleries(read_source(tmp_path, baseline="careful"))
     by_answer = {(each.text, each.right) for card in gallery.cards for each in card.answers}
     assert by_answer == {("yes", False), ("no", True)}  # the answer is yes where an error is counted
 

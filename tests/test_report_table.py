@@ -507,3 +507,14 @@ def test_an_encoder_and_a_llava_in_one_directory_lack_no_benchmark_of_each_other
     table = build_report(tmp_path).table
     kinds = {(cell.row, cell.column.benchmark): cell.missing and cell.missing.kind for cell in table.scores}
     assert kinds["failed-llava", "pope"] == kinds["other-llava", "sugarcrepe_mcq"] == "missing"
+
+
+def test_the_verdict_is_about_the_model_with_the_best_balance(tmp_path):
+    """One metric won and three lost is less than three tied and one lost."""
+    for place, benchmark in enumerate(("gqa", "ai2d", "mmstar", "vizwiz")):
+        for row, skill in (("spiky", 0.9 if place == 0 else 0.2), ("steady", 0.6), ("stable", 0.62)):
+            digest = f"{len(row)}{row[2]}".encode().hex() * 16
+            put_result(tmp_path, row, benchmark, items_table(skill, benchmark="gqa", seed=place), digest=digest)
+    assert build_report(tmp_path).verdict in {
+        f"{row} against the best of the other models: 0 won, 3 tied, 1 lost." for row in ("steady", "stable")
+    }

@@ -18,7 +18,13 @@ from benchmarks.report.table import Cell
 from benchmarks.report.text_table import print_frame, print_report, render_markdown
 from benchmarks.report.training_settings import diff_training, training_of_result
 from benchmarks.results.formatting import commit_text, join_or_count
-from benchmarks.results.protocol import BLIND_PREFIX, describe_differences, name_one_sided, ranked_together
+from benchmarks.results.protocol import (
+    blind_differences,
+    describe_differences,
+    name_one_sided,
+    ranked_together,
+    ranking_differences,
+)
 from benchmarks.results.results import Result, read_result
 from benchmarks.study.study_record import RECORD_FILE, RowRecord
 from clips.core.artifact import atomic_write, log_info
@@ -77,7 +83,7 @@ def compare(config: CompareConfig) -> None:
 
 def build_comparison(config: CompareConfig) -> Report:
     """Read both sides and compute their report; see `compare`."""
-    first, second = _read_side(config.first, "first"), _read_side(config.second, "second")
+    first, second = read_side(config.first, "first"), read_side(config.second, "second")
     if Path(config.first).is_file() or Path(config.second).is_file():  # of one benchmark
         both = tuple(name for name in first.benchmarks if name in second.benchmarks)
         if not both:
@@ -122,14 +128,14 @@ def difference_frame(report: Report) -> pd.DataFrame:
     )
 
 
-def _read_side(path: str, field: str) -> ReportSource:
+def read_side(path: str, field: str) -> ReportSource:
     """A study, a directory of results, or the one model of a directory or file of its own."""
     root = Path(path)
     if root.is_file():
         result = read_result(root)
         if result.status == "failed":
             raise UserError(f"{field}: {path}: this evaluation failed: {result.failure_reason}")
-        source = _read_side(str(root.parent), field)
+        source = read_side(str(root.parent), field)
         return dataclasses.replace(source, title=path, benchmarks=(result.benchmark,))
     if not root.is_dir():
         raise UserError(f"{field}: {path}: no such file or directory")
@@ -228,18 +234,17 @@ def _models(first: ReportSource, second: ReportSource, pairs: Mapping[str, str])
         name = one if one == other else f"{one} and {other}"
         sentences = [each for mine, theirs in both.values() for each in _about_two(mine, theirs)]
         yield from (f"{name}: {sentence}" for sentence in dict.fromkeys(sentences))
-        blind = dict.fromkeys(
-            line.removeprefix(BLIND_PREFIX.replace("_", " "))
-            for mine, theirs in both.values()
-            for line in describe_differences(mine.protocol, theirs.protocol)
-            if line.startswith(BLIND_PREFIX.replace("_", " "))
-        )
+        protocols = {each: (mine.protocol, theirs.protocol) for each, (mine, theirs) in both.items()}
+        blind = dict.fromkeys(line for pair in protocols.values() for line in blind_differences(*pair))
         if blind:
             yield f"{name}: runs without the image, which do not change the score (A against B): {'; '.join(blind)}."
-        alike = [each for each, (mine, theirs) in both.items() if ranked_together(mine.protocol, theirs.protocol)]
-        if alike:
-            where = join_or_count(alike, "benchmarks")
-            yield f"{name}: evaluated under the same settings, and ranked together, on {where}."
+        alike: dict[str, list[str]] = {}  # what differs though they are ranked together, as the name of a split
+        for benchmark, pair in protocols.items():
+            if ranked_together(*pair):
+                alike.setdefault("; ".join(ranking_differences(*pair)), []).append(benchmark)
+        for differences, benchmarks in alike.items():
+            how = f"with the same data (A against B: {differences})" if differences else "under the same settings"
+            yield f"{name}: evaluated {how}, and ranked together, on {join_or_count(benchmarks, 'benchmarks')}."
 
 
 def _about_two(mine: Result, theirs: Result) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from benchmarks.report.table import Table
 from benchmarks.report.training_settings import relocate, training_of_result
-from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.protocol import input_number
 from benchmarks.results.results import Result, enclosing_study
+from clips.core.artifact import MANIFEST, read_manifest
+from clips.errors import UserError
 
 _ABBREVIATED = 10_000
 
@@ -44,29 +46,24 @@ def model_costs(table: Table) -> list[Cost]:
     results: dict[str, dict[str, Result]] = {row.name: {} for row in table.rows}
     for cell in table.scores:
         for result in cell.results[:1]:
-            inputs = [_input(result, name) for name in ("tokens", "resolution")]
+            inputs = [input_number(result.protocol, name) for name in ("tokens", "resolution")]
             results[cell.row].setdefault(f"{result.model} {inputs}", result)
     known: Sequence[tuple[str, str, Callable[[Result], float | None]]] = (
         ("parameters", "of the model, from its weights", _parameters),
-        ("tokens", "per image in the LLM", lambda result: _input(result, "tokens")),
-        ("resolution", "of an image, in pixels", lambda result: _input(result, "resolution")),
+        ("tokens", "per image in the LLM", lambda result: input_number(result.protocol, "tokens")),
+        ("resolution", "of an image, in pixels", lambda result: input_number(result.protocol, "resolution")),
         ("samples", "that the encoder saw in its training by this suite", _samples_seen),
     )
     costs = []
     for title, about, of_result in known:
         values = {
-            row: max(found)
-            for row, own in results.items()
-            if (found := [number for each in own.values() if (number := of_result(each)) is not None])
+            row: max(numbers)
+            for row, of_row in results.items()
+            if (numbers := [number for each in of_row.values() if (number := of_result(each)) is not None])
         }
         if values:
             costs.append(Cost(title=title, about=about, values=values))
     return costs
-
-
-def _input(result: Result, name: str) -> float | None:
-    found = result.protocol.get(INPUT_PREFIX + name)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _samples_seen(result: Result) -> float | None:
@@ -77,11 +74,17 @@ def _samples_seen(result: Result) -> float | None:
 
 
 def _parameters(result: Result) -> float | None:
-    study = enclosing_study(result.path) if result.path else Path.cwd()
-    return count_parameters(relocate(str(result.model.get("path") or ""), study, str(result.model.get("hash") or "")))
+    """None as well if the directory has another model by now."""
+    path, digest = (str(result.model.get(name) or "") for name in ("path", "hash"))
+    if not path or result.path is None:
+        return None
+    directory = relocate(path, enclosing_study(result.path), digest)
+    if (directory / MANIFEST).is_file():
+        with contextlib.suppress(UserError):
+            return count_parameters(directory) if read_manifest(directory).get("hash") == digest else None
+    return count_parameters(directory)
 
 
-@functools.cache
 def count_parameters(directory: Path) -> float | None:
     """The numbers in the weights of a model's directory, without a captioner; None if there are none.
 

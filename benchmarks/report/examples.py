@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks.report.load_results import ReportSource
+from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import UNREAD, Result, read_items
 from benchmarks.tasks.evaluation import first_per_image, hash_order
@@ -167,7 +167,8 @@ class Examples:
 
 
 def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[Examples]:
-    """The items of each benchmark that has some; a click shows 200 of them, or every item."""
+    """The items of each benchmark that has some: of 12 models 200 for a click, or every one of all models."""
+    source = source if every_item else limit_rows(source)
     found = []
     for benchmark in source.benchmarks:
         items = _Items(source.results(benchmark))

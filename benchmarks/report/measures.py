@@ -16,7 +16,7 @@ from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Difference, Table
 from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.formatting import finite_or_none, strip_control_chars
-from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.protocol import input_number
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.listing import full_size
 
@@ -54,11 +54,7 @@ def _of_delta(get: Callable[[Difference], object]) -> Callable[[Cell], object]:
 
 
 def _of_input(name: str) -> Callable[[Cell], object]:
-    def value(cell: Cell) -> int | None:
-        found = cell.all_results[0].protocol.get(INPUT_PREFIX + name) if cell.all_results else None
-        return found if isinstance(found, int) else None
-
-    return value
+    return lambda cell: input_number(cell.all_results[0].protocol, name) if cell.all_results else None
 
 
 def _groups(table: Table) -> Iterator[Measure]:

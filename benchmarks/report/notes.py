@@ -565,14 +565,17 @@ def _about_parts(source: ReportSource) -> Iterator[Note]:
 
 
 def _about_protocols(seed_table: Table) -> Iterator[Note]:
+    alike: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in seed_table.scores:
         if cell.protocol_differences:
-            settings = "; ".join(cell.protocol_differences)
-            text = (
-                f"{cell.dagger} {cell.row} on {cell.column.title} was measured under different settings and is not "
-                f"ranked with the rest of its column (its settings against theirs: {settings})."
-            )
-            yield Note.of("protocol", text, [cell])
+            alike.setdefault((cell.dagger, cell.row, "; ".join(cell.protocol_differences)), []).append(cell)
+    for (dagger, row, settings), cells in alike.items():
+        where, columns = join_with_and([cell.column.title for cell in cells]), "columns" if cells[1:] else "column"
+        text = (
+            f"{dagger} {row} on {where} was measured under different settings and is not ranked with the rest of its "
+            f"{columns} (its settings against theirs: {settings})."
+        )
+        yield Note.of("protocol", text, cells)
 
 
 def _about_scorers(source: ReportSource) -> Iterator[Note]:

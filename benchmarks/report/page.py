@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report.averages import overall_section
 from benchmarks.report.categories import category_figures
 from benchmarks.report.costs import model_costs
-from benchmarks.report.examples import Examples, ImageDeduplicator, answer_galleries, browser_data
+from benchmarks.report.examples import ImageDeduplicator, answer_galleries, browser_data
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
-from benchmarks.report.load_results import ReportSource, limit_rows
+from benchmarks.report.load_results import ReportSource
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import PAGE, grouped_notes
 from benchmarks.report.plots import forest_plots, gain_figures, length_figures, sweep_figures
@@ -100,10 +100,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Gain over blind", build=lambda report: gain_figures(report.table)),
     Section(title="Sweeps", build=lambda report: sweep_figures(report.source, report.table)),
     Section(title="Recall vs. caption length", build=lambda report: length_figures(report.source, report.details)),
-    Section(
-        title="Examples",
-        build=lambda report: answer_galleries(_with_shown_items(report), every_item=report.every_item),
-    ),
+    Section(title="Examples", build=lambda report: answer_galleries(report.source, every_item=report.every_item)),
     Section(
         title="By category",
         build=lambda report: category_figures(report.source, report.table, report.items),
@@ -125,10 +122,6 @@ SECTIONS: tuple[Section, ...] = (
         about="commands, protocols, hashes, machine and versions",
     ),
 )
-
-
-def _with_shown_items(report: Report) -> ReportSource:
-    return report.source if report.every_item else limit_rows(report.source)
 
 
 @functools.lru_cache(maxsize=1)  # shared by all formats
@@ -188,13 +181,7 @@ def render_page(report: Report) -> str:
 
 def _browser_json(report: Report) -> str:
     """What a click on a cell shows, safe inside of a script element; empty without items."""
-    galleries = [
-        each
-        for _, content in built_sections(report)
-        if isinstance(content, list)
-        for each in content
-        if isinstance(each, Examples)
-    ]
+    galleries = next((content for section, content in built_sections(report) if section.title == "Examples"), None)
     if not galleries or not report.table.columns:
         return ""
     data = browser_data(galleries, report.source, every_item=report.every_item)

@@ -6,9 +6,9 @@ printed, and differences between them are plain subtractions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.report.figures import FigureSet
 from benchmarks.report.table import Cell, Table
@@ -110,17 +110,47 @@ def _is_on(dataset: str, benchmark: str) -> bool:
     return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))  # coco_karpathy
 
 
-def _is_same(dataset: str, benchmark: str) -> bool:
-    """Whether a benchmark is a dataset's: other names of a retrieval set are its own, of a task another split."""
-    return benchmark == dataset or (dataset in _RETRIEVAL_SETS and _is_on(dataset, benchmark))
-
-
 _RETRIEVAL_SETS = {"coco", "flickr30k"}
 _LEAD = (
     "Models that have the name of a published one. Inside or outside: whether the printed number is in the measured "
     "one's 95 % interval. Other protocol: on a part of the benchmark, so that neither is expected. What a paper does "
     "not state may differ, too; clips-bench list BENCHMARK names what usually does."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedNumber:
+    """A printed number of a measured model.
+
+    Args:
+        value: as printed.
+        verdict: whether it is in the 95 % interval of the measured one.
+        known: of the measured one: the part of the benchmark, and settings other than the column's.
+    """
+
+    value: float
+    verdict: Literal["inside", "outside", "other protocol", "without an interval"]
+    known: str
+
+
+def printed_numbers(cell: Cell, published: ReferenceResult) -> Iterator[PrintedNumber]:
+    """The printed numbers of the same benchmark and metric; of a task another split is another benchmark."""
+    for name, value in published.values.items() if cell.value is not None else ():
+        dataset, _, metric = name.partition("/")
+        is_same = dataset == cell.column.key or (dataset in _RETRIEVAL_SETS and _is_on(dataset, cell.column.key))
+        if metric != cell.column.metric or not is_same:
+            continue
+        part = subset_text(cell.results[0])
+        settings = "; ".join(cell.protocol_differences)
+        apart = f"{cell.dagger} other settings than the column's: {settings}" if settings else ""
+        known = "; ".join(filter(None, [part, apart]))
+        if part:
+            yield PrintedNumber(value=value, verdict="other protocol", known=known)
+        elif cell.ci_low is None or cell.ci_high is None:
+            yield PrintedNumber(value=value, verdict="without an interval", known=known)
+        else:
+            is_inside = cell.ci_low <= value <= cell.ci_high
+            yield PrintedNumber(value=value, verdict="inside" if is_inside else "outside", known=known)
 
 
 def published_comparison(table: Table) -> FigureSet | None:
@@ -130,28 +160,17 @@ def published_comparison(table: Table) -> FigureSet | None:
         for name in _names(published):
             by_name.setdefault(name, []).append(published)
     rows = [
-        (cell.row, column.title, cell.score, format_number(printed, 1), *_verdict(cell, printed), published.source)
+        (
+            *(cell.row, column.title, cell.score, format_number(printed.value, 1)),
+            *(printed.verdict, printed.known, published.source),
+        )
         for column in table.columns
         for cell in table.cells(column)
         for published in by_name.get(cell.row, ())
-        for name, printed in published.values.items()
-        if cell.value is not None and name.partition("/")[2] == column.metric
-        if _is_same(name.partition("/")[0], column.key)
+        for printed in printed_numbers(cell, published)
     ]
     headers = ("model", "metric", "measured", "printed", "the printed number is", "known of the measured one", "source")
     return FigureSet(lead=_LEAD, figures=(), headers=headers, rows=tuple(rows)) if rows else None
-
-
-def _verdict(cell: Cell, printed: float) -> tuple[str, str]:
-    """``inside``, ``outside``, ``other protocol`` or ``without an interval``; and what is known of the measured one."""
-    part = subset_text(cell.results[0])
-    apart = f"{cell.dagger} other settings than the column's: {'; '.join(cell.protocol_differences)}"
-    known = "; ".join(filter(None, [part, apart if cell.protocol_differences else ""]))
-    if part:
-        return "other protocol", known
-    if cell.ci_low is None or cell.ci_high is None:
-        return "without an interval", known
-    return "inside" if cell.ci_low <= printed <= cell.ci_high else "outside", known
 
 
 def build_reference_table(

@@ -105,12 +105,27 @@ def describe_differences(first: Protocol, second: Protocol) -> list[str]:
 
 
 def ranking_differences(first: Protocol, second: Protocol) -> list[str]:
-    """The lines of `describe_differences` on what keeps results apart: not on inputs or runs without the image."""
+    """The lines of `describe_differences` on what may keep results apart: not on inputs or runs without the image."""
     one, other = (
         {name: value for name, value in protocol.items() if not name.startswith((INPUT_PREFIX, BLIND_PREFIX))}
         for protocol in (first, second)
     )
     return describe_differences(one, other)
+
+
+def blind_differences(first: Protocol, second: Protocol) -> list[str]:
+    """The lines of `describe_differences` on the runs without the image."""
+    one, other = (
+        {name.removeprefix(BLIND_PREFIX): value for name, value in protocol.items() if name.startswith(BLIND_PREFIX)}
+        for protocol in (first, second)
+    )
+    return describe_differences(one, other)
+
+
+def input_number(protocol: Protocol, name: str) -> int | None:
+    """A number that the model determines: its ``resolution``, or the ``tokens`` of an image."""
+    found = protocol.get(INPUT_PREFIX + name)
+    return found if isinstance(found, int) else None
 
 
 def name_one_sided(lines: Sequence[str]) -> list[str]:
