@@ -31,8 +31,8 @@ from clips.core.artifact import (
     read_manifest,
     write_manifest,
 )
-from clips.core.identity import differing, is_below
 from clips.core.identity import identity as identity_of
+from clips.core.identity import is_below
 from clips.core.run_log import RunLog
 from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
@@ -102,13 +102,12 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
             raise UserError(f"output: another run has just written {output}")
         run = setup_run(config, data)
         state = run.state
-        for name in differing(state.identity, identity) if state.step else ():
+        for name, (before, now) in identity.differing(state.identity).items() if state.step else ():
             if is_below(name, config.allow_changes_on_resume):
-                change = f"{name} {state.identity.get(name)} → {identity.get(name)}"
-                state.changes.append(f"from step {state.step + 1}: {change}")
+                state.changes.append(f"from step {state.step + 1}: {name} {before} → {now}")
                 if run.processes.is_main:
                     log_info(f"{output}: {state.changes[-1]}")
-        state.identity, state.sources = identity, data.describe()
+        state.identity, state.sources = identity.values, data.describe()
         if run.processes.is_main:
             create_run_dir(config, identity)
             log_info(f"data: {unknown_tokens(*config.architecture.tokenizer.count_unknown(data.some_captions()))}")

@@ -30,20 +30,48 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def with_defaults(values: Any, kind: Any) -> Any:
+    """Plain data of a dataclass with the defaults of the fields that it lacks, also in nested ones and lists of them.
+
+    Data that do not fit the type are returned as they are.
+    """
+    options = [option for option in options_of(kind) if is_config(option)]
+    if isinstance(values, Mapping) and options:
+        hints = typing.get_type_hints(options[0], include_extras=True)
+        completed = {name: with_defaults(value, hints.get(name, Any)) for name, value in values.items()}
+        return {**_plain_defaults(options[0]), **completed}
+    inner = [part for option in options_of(kind) for part in typing.get_args(option)]
+    if isinstance(values, Mapping) and len(inner) == 2:
+        return {name: with_defaults(value, inner[1]) for name, value in values.items()}
+    if isinstance(values, list | tuple) and inner:
+        return [with_defaults(value, inner[0]) for value in values]
+    return values
+
+
 def changed_settings(config: Any) -> Any:
     """A config dataclass as plain data, without the fields that have their default."""
     if isinstance(config, list | tuple):
         return [changed_settings(item) for item in config]
-    if not dataclasses.is_dataclass(config):
+    if isinstance(config, Mapping):
+        return {str(name): changed_settings(item) for name, item in config.items()}
+    if not is_config(type(config)):
         return to_plain(config)
-    found = {}
-    for field in dataclasses.fields(config):
-        value, default = getattr(config, field.name), field.default
+    defaults, missing = _plain_defaults(type(config)), object()
+    return {
+        field.name: changed_settings(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if to_plain(getattr(config, field.name)) != defaults.get(field.name, missing)
+    }
+
+
+def _plain_defaults(kind: type) -> dict[str, Any]:
+    defaults = {}
+    for field in dataclasses.fields(kind):
         if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if value != default:
-            found[field.name] = changed_settings(value)
-    return found
+            defaults[field.name] = to_plain(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = to_plain(field.default)
+    return defaults
 
 
 def to_yaml(config: Any) -> str:

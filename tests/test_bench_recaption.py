@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from benchmarks.report.load_results import MissingValue, read_source
+from benchmarks.results.protocol import SCORER_HASH
 from benchmarks.results.results import Result, read_items
+from benchmarks.tasks.encoders import recaption
+from benchmarks.tasks.mllm import caption_metrics
 from benchmarks.tasks.registry import configure
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
@@ -133,6 +136,15 @@ def test_batched_captions_equal_single_ones(forced):
         one_by_one = [captioning.generate(captioner, images[n : n + 1], texts[n : n + 1])[0] for n in range(3)]
         assert captioning.generate(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1
+
+
+def test_a_second_run_keeps_the_result_of_the_same_scorer(places, tmp_path, capsys, monkeypatch):
+    first = evaluate(places, tmp_path)
+    assert first.protocol[SCORER_HASH] == caption_metrics.caption_scorer_hash()
+    assert evaluate(places, tmp_path).created == first.created
+    assert "recaption: done already" in capsys.readouterr().err
+    monkeypatch.setattr(recaption, "caption_scorer_hash", lambda: "another tokenizer")
+    assert evaluate(places, tmp_path).protocol[SCORER_HASH] == "another tokenizer"
 
 
 def test_without_a_captioner_the_result_has_a_reason(places, tmp_path):

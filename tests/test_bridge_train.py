@@ -22,7 +22,6 @@ from power_cut import failing_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clips.core.identity import difference
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
@@ -275,9 +274,9 @@ def test_the_content_of_a_deepspeed_file_belongs_to_the_identity(tmp_path: Path,
     own.write_text(json.dumps(ZERO2))
     before = run_identity(config)
     own.write_text(json.dumps(ZERO2, indent=2))
-    assert difference(before, run_identity(config)) is None
+    assert run_identity(config).difference(before.values) is None
     own.write_text(json.dumps({**ZERO2, "zero_optimization": {"stage": 3}}))
-    assert str(difference(before, run_identity(config))).startswith("inputs.instruct.deepspeed is ")
+    assert str(run_identity(config).difference(before.values)).startswith("inputs.instruct.deepspeed is ")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,12 @@ def state_of(step: int, run: Identity | None = None) -> TrainState:
     invalid = InvalidSamples()
     invalid.add([(9, "a", "b")])
     return TrainState(
-        step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid, identity=run or {}, flops=[0.25]
+        step=step,
+        samples_seen=4 * step,
+        seconds=1.5,
+        invalid_samples=invalid,
+        identity=run.values if run else {},
+        flops=[0.25],
     )
 
 
@@ -232,7 +237,7 @@ def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
 
 def test_a_checkpoint_without_its_record_is_named_instead_of_ignored(tmp_path: Path):
     config = RunConfig(output=str(tmp_path))
-    create_run_dir(config, {})
+    create_run_dir(config, known(config))
     (save(tmp_path, 1) / "train_state.json").unlink()
     with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*No such file.*\); remove this"):
-        check_trained(config, {})
+        check_trained(config, known(config))

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from study_material import SMALL
 
-from clips.core.identity import RUN_ONLY, VERSIONS, difference, digest, identity, result_settings, run_only_fields
+from benchmarks.study.schema import parse_study
+from benchmarks.study.steps import build_plan, with_keys
+from benchmarks.tasks import run_benchmarks
+from benchmarks.tasks.registry import BenchmarkConfig, settings_by_kind
+from clips.commandline.commands import Command
+from clips.core.identity import RUN_ONLY, VERSIONS, Identity, digest, identity, result_settings, run_only_fields
+from clips.recaption.recaption_config import RecaptionConfig
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
-from clips.typed_data import to_plain
+from clips.typed_data import from_plain, to_plain
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
 
 
@@ -48,24 +59,140 @@ def test_result_settings_exclude_run_only_fields():
 
 def test_an_identity_is_settings_inputs_and_the_version_of_the_command(monkeypatch: pytest.MonkeyPatch):
     config = Config(data=Nested(num_workers=3), rate=0.5)
-    found = identity("clips train", config, {"data": "abc"})
-    assert (found["rate"], found["inputs.data"]) == (0.5, "abc")
-    assert digest(found) == digest(dict(reversed(found.items())))
+    run = identity("clips train", config, {"data": "abc"})
+    assert (run.values["rate"], run.values["inputs.data"]) == (0.5, "abc")
+    assert digest(run.values) == digest(dict(reversed(run.values.items())))
     for other in (
         identity("clips train", dataclasses.replace(config, rate=0.6), {"data": "abc"}),
         identity("clips train", config, {"data": "abd"}),
     ):
-        assert digest(other) != digest(found)
-        assert difference(found, other)
+        assert digest(other.values) != digest(run.values)
+        assert other.difference(run.values)
     monkeypatch.setitem(VERSIONS, "clips train", 2)
-    assert difference(found, identity("clips train", config, {"data": "abc"})) == "version is 1 there and 2 now"
+    now = identity("clips train", config, {"data": "abc"})
+    assert now.difference(run.values) == "version is 1 there and 2 now"
 
 
 def test_a_difference_names_the_first_setting_and_counts_the_others():
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        a: int = 1
+        b: tuple[int, ...] = ()
+        c: int = 2
+
     there = {"a": 1, "b": [1], "c": 2, "inputs.gone": "x"}
-    assert difference(there, {"a": 1, "b": (1,), "c": 2, "inputs.new": "y"}) is None
-    assert difference(there, {"a": 2, "b": [2]}) == "a is 1 there and 2 now and 2 more"
-    assert difference(there, {"a": 2, "b": [1], "c": 2}, may_change=("a",)) is None
+
+    def difference(*, may_change: tuple[str, ...] = (), **now: object) -> str | None:
+        return Identity(values=now, config=Settings()).difference(there, may_change=may_change)
+
+    assert difference(a=1, b=[1], c=2, **{"inputs.new": "y"}) is None
+    assert difference(a=2, b=[2], c=3) == "a is 1 there and 2 now and 2 more"
+    assert difference(a=2, b=[1], c=2, may_change=("a",)) is None
+
+
+SOURCES = [{"path": "a"}, {"path": "b"}]
+RUNS: dict[str, tuple[type, dict[str, Any]]] = {
+    "clips train": (EncoderTrainConfig, {"output": "x", "max_steps": 5, "data": {"sources": [{"path": "a"}]}}),
+    "clips recaption": (RecaptionConfig, {"output": "x", "model": "m", "path": "a", "temperature": 0.7}),
+    "llava-bridge train": (
+        LlavaTrainConfig,
+        {"output": "x", "encoder": "e", "llm": "l", "instruct": {"data": SOURCES}, "align": {"data": SOURCES}},
+    ),
+}
+
+
+def merge(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    both = {name: merge(one[name], two[name]) for name in one.keys() & two.keys() if isinstance(one[name], dict)}
+    return one | two | both
+
+
+def without_each_field(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Names of fields at all depths of recorded values, and copies of these without the field."""
+    if isinstance(values, dict):
+        for key, inner in values.items():
+            yield f"{name}.{key}".lstrip("."), {other: values[other] for other in values if other != key}
+            for below, changed in without_each_field(inner, f"{name}.{key}"):
+                yield below, {**values, key: changed}
+    elif isinstance(values, list):
+        for place, inner in enumerate(values):
+            for below, changed in without_each_field(inner, f"{name}[{place}]"):
+                yield below, [*values[:place], changed, *values[place + 1 :]]
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_field_that_is_not_recorded_had_its_default(command: str):
+    """Of each config class, a manifest without each field in turn, as a version before that field wrote it."""
+    kind, given = RUNS[command]
+    run = identity(command, from_plain(kind, given))
+    required = {*given, "data.sources", "data.sources[0].path", "instruct.data", "align.data", "version"}
+    required |= {
+        f"{stage}.data[{place}].{name}" for stage in ("align", "instruct") for place in (0, 1) for name in ("path",)
+    }
+    names = []
+    for name, recorded in without_each_field(json.loads(json.dumps(run.values))):
+        if name in required:
+            assert run.difference(recorded), name
+        else:
+            assert run.difference(recorded) is None, name
+            names.append(name)
+    assert len(names) > 20
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_field_of_another_value_is_not_the_default_of_older_runs(command: str):
+    kind, given = RUNS[command]
+    older = identity(command, from_plain(kind, given)).values
+    numbers = {
+        name: value
+        for name, value in older.items()
+        if type(value) in {int, float} and value > 0 and name not in {"version", *given}
+    }
+    assert numbers
+    for name, value in numbers.items():
+        other = value / 2 if isinstance(value, float) else value + 1
+        nested: Any = other
+        for part in reversed(name.split(".")):
+            nested = {part: nested}
+        run = identity(command, from_plain(kind, merge(given, nested)))
+        recorded = {known: kept for known, kept in older.items() if known != name}
+        assert str(run.difference(recorded)).startswith(f"{name} is {value} there and {other} now"), name
+
+
+def with_a_newer_field(kind: type) -> type:
+    """The config class of a later version."""
+    return dataclasses.make_dataclass(
+        kind.__name__, [("newer", str, field(default="as before"))], bases=(kind,), frozen=True, kw_only=True
+    )
+
+
+@pytest.mark.parametrize("kind", sorted({*settings_by_kind().values()}, key=lambda kind: kind.__name__))
+def test_a_result_is_known_again_when_its_benchmark_gets_a_field(kind: type[BenchmarkConfig]):
+    def keys(kind: type[BenchmarkConfig], **fields: object) -> tuple[str, str]:
+        return run_benchmarks._keys(
+            model, entry, kind(name="pope", data="x", **required, **fields), "hash of the model"
+        )
+
+    model: Any = SimpleNamespace(config=SimpleNamespace(precision="fp32", output="x"))
+    entry: Any = SimpleNamespace(data_hash=lambda config: "hash of the data", further_inputs=lambda *of: {})
+    required = {"languages": ("de",)} if "languages" in kind.__dataclass_fields__ else {}
+    before, newer = keys(kind), with_a_newer_field(kind)
+    assert keys(newer)[0] == before[0]
+    assert keys(kind, limit=5)[0] != before[0]
+    assert not {*keys(newer, newer="otherwise")} & {*before}
+    assert before[0] != before[1]  # results of earlier versions have the second
+
+
+def test_a_study_is_not_changed_when_a_command_gets_a_field(monkeypatch: pytest.MonkeyPatch):
+    study = parse_study({**SMALL, "baseline": None})
+
+    def keys() -> dict[str, str]:
+        return {step.name: step.key.key for step in with_keys(build_plan(study).steps)}
+
+    before = keys()
+    monkeypatch.setattr(
+        Command, "config_class", lambda command, of=Command.config_class: with_a_newer_field(of(command))
+    )
+    assert keys() == before
 
 
 def test_settings_that_may_change_on_resume():

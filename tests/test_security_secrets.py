@@ -73,7 +73,7 @@ def test_a_run_with_a_masked_password_is_known_again(tmp_path):
     same = f"pipe:curl https://me:{PLANTED}@host/a.tar"
     run = known(same)
     create_run_dir(config(same), run)
-    write_manifest(tmp_path / "out", kind="encoder", config=config(same), identity=run)
+    write_manifest(tmp_path / "out", kind="encoder", config=config(same), identity=run.values)
     for record in ("config.yaml", "manifest.json", ".checkpoints/run.json"):
         assert PLANTED not in (tmp_path / "out" / record).read_text()
     assert check_trained(config(same), known(same))

@@ -18,9 +18,11 @@ from clips.core.artifact import MANIFEST, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
 from clips.training.train_config import EncoderTrainConfig
+from clips.typed_data import with_defaults
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
-_RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
+_TRAININGS: dict[str, type] = {"encoder": EncoderTrainConfig, "llava": LlavaTrainConfig}
+_RUN_ONLY = frozenset[str]().union(*map(run_only_fields, _TRAININGS.values()))
 _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}
 _AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epochs"}
 """Length of a training: field of the config → field of the manifest, which has the actual length."""
@@ -213,6 +215,8 @@ def _manifest_of_step(path: str, study: Path) -> dict[str, Any] | None:
 
 def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> TrainingSettings:
     config = mapping(manifest.get("config"))
+    if "identity" in manifest and (trained := _TRAININGS.get(str(manifest.get("kind")))):
+        config = with_defaults(config, trained)  # of fields that are newer than the training
     stages, used = config.get("stages"), dict(config)
     if isinstance(stages, list) and set(map(str, stages)) <= set(STAGE_NAMES):  # settings of others have no effect
         used = {name: value for name, value in config.items() if name not in set(STAGE_NAMES) - set(stages)}

@@ -41,7 +41,7 @@ from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
-from clips.typed_data import checked
+from clips.typed_data import checked, flatten, with_defaults
 from llava_bridge.model.llava_checks import is_llava
 
 
@@ -136,11 +136,11 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
     key = ""
     reason = None
     try:
-        key = _key(model, entry, config, record["hash"])
+        key, former_key = _keys(model, entry, config, record["hash"])
         scorer = entry.scorer_hash()
         if (
             earlier is not None
-            and earlier.key == key
+            and earlier.key in {key, former_key}
             and earlier.schema in WITH_ALL_NUMBERS
             # no part of the key: results from before it was recorded stay valid
             and earlier.protocol.get(SCORER_HASH, scorer) == scorer
@@ -194,19 +194,24 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
 def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:
     """Add the metrics and the protocol of an evaluation to a result; metrics without a value are missing."""
     empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
+    scorer = entry.scorer_hash()
+    protocol = {**outcome.protocol, **({SCORER_HASH: scorer} if scorer else {})}
     return dataclasses.replace(
         result,
         metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
         primary=outcome.primary,
         missing_metrics={**dict.fromkeys(empty, "no item has a value"), **outcome.missing_metrics},
         trivial_baseline_note=entry.trivial_baseline_note,
-        protocol=outcome.protocol,
-        fingerprint=fingerprint(outcome.protocol),
+        protocol=protocol,
+        fingerprint=fingerprint(protocol),
     )
 
 
-def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
-    """Hash of all inputs of the result, known before the evaluation."""
+def _keys(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> tuple[str, str]:
+    """Hash of all inputs of the result, known before the evaluation, without the settings that have their default.
+
+    The second hash is that of results from before these were left out, which stay valid.
+    """
     inputs: dict[str, Any] = {
         "model": model_hash,
         "entry": config.entry,
@@ -218,11 +223,12 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         },
         **entry.further_inputs(config, model.config.output),
     }
-    # without these settings a result from before they existed stays valid
+    settings = identity("clips-bench run", config, inputs).values
+    defaults = dict(flatten(with_defaults({}, type(config))))
+    changed = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
     later = {"blind": ("blind", "blind_items"), "num_beams": ("num_beams",)}
     unused = [name for field, names in later.items() if not getattr(config, field, None) for name in names]
-    found = identity("clips-bench run", config, inputs)
-    return digest({name: value for name, value in found.items() if not is_below(name, unused)})
+    return digest(changed), digest({name: value for name, value in settings.items() if not is_below(name, unused)})
 
 
 def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:

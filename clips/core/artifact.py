@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core import durable
-from clips.core.identity import Identity, content_hashes, file_hash, reject_other_run
+from clips.core.identity import Identity, content_hashes, file_hash
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
 from clips.text_files import safe_json_loads
@@ -178,7 +178,7 @@ def check_finished(
     if finished:
         manifest = read_manifest(output)
         recorded = manifest.get("identity")
-        reject_other_run(output, recorded if isinstance(recorded, Mapping) else {}, run)
+        run.reject_other(output, recorded if isinstance(recorded, Mapping) else {})
         if damage := find_damage(output, manifest, contents=contents):
             raise UserError(f"{damage}; restore the file from a copy, or choose another output")
     return finished
@@ -327,7 +327,7 @@ def write_manifest(
     data: Mapping[str, Any] | None = None,
     parents: Mapping[str, str | Path] | None = None,
     known: Mapping[str, Any] | None = None,
-    identity: Identity | None = None,
+    identity: Mapping[str, Any] | None = None,
     **details: Any,
 ) -> dict[str, Any]:
     """Describe the artifact in ``directory``, whose other files are written, and return the manifest.
@@ -341,7 +341,7 @@ def write_manifest(
         data: inputs that are not artifacts: name → description (path, hash, counts).
         parents: input artifacts: name → directory. Their hashes are recorded.
         known: file name → size, modified_ns and hash, for files hashed while writing.
-        identity: identity of the run (`clips.core.identity`); `check_finished` compares it.
+        identity: values of the run's `clips.core.identity.Identity`; `check_finished` compares them.
         details: further entries, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})

@@ -24,7 +24,7 @@ from typing import Any
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
-from clips.typed_data import flatten, to_plain
+from clips.typed_data import flatten, from_plain, to_plain, with_defaults
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that affects the execution but not the result, with which an interrupted run may resume:
@@ -39,8 +39,67 @@ RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
 _INPUTS = "inputs."
 
-Identity = dict[str, Any]
-"""Dotted names of settings → values, ``inputs.NAME`` → hash, ``version`` → number; plain, without passwords in URLs."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The identity of a run, to compare with that of an output, a checkpoint or unfinished work.
+
+    Args:
+        values: dotted names of settings → values, ``inputs.NAME`` → hash, ``version`` → number; plain, without
+            passwords in URLs. These are recorded.
+        config: the run's config; a field that recorded values lack, because it is newer, has its default there.
+    """
+
+    values: Mapping[str, Any]
+    config: Any
+
+    def differing(self, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """The names in which recorded values differ from these → both values; None stands for a missing one."""
+        there, here = self._completed(recorded), self.values
+        return {
+            name: (there.get(name), here.get(name))
+            for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name)
+            # an input missing on one side is no difference: the initial files of a run may have been removed
+            and not (name.startswith(_INPUTS) and (name in there) != (name in here))
+        }
+
+    def difference(self, recorded: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> str | None:
+        """The difference in one line: the first name with both values, and the number of others; None if equal.
+
+        ``may_change`` lists names that may differ, with all names below them.
+        """
+        changes = {name: values for name, values in self.differing(recorded).items() if not is_below(name, may_change)}
+        if not changes:
+            return None
+        name, (there, here) = next(iter(changes.items()))
+        return f"{name} is {there!r} there and {here!r} now" + (
+            f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+        )
+
+    def reject_other(
+        self, directory: str | Path, recorded: Mapping[str, Any], *, may_change: Sequence[str] = ()
+    ) -> None:
+        """Raise UserError unless the work in ``directory`` with these recorded values belongs to this run."""
+        if difference := self.difference(recorded, may_change=may_change):
+            raise UserError(f"output: {directory} holds another run: {difference}; choose another output or remove it")
+
+    def _completed(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        kind: type = type(self.config)
+        others = {name: value for name, value in recorded.items() if name.startswith(_INPUTS) or name == "version"}
+        settings: dict[str, Any] = {}
+        for name in recorded.keys() - others.keys():
+            *sections, last = name.split(".")
+            place = settings
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = recorded[name]
+        settings = with_defaults(settings, kind)
+        for name in run_only_fields(kind) & {field.name for field in dataclasses.fields(kind)}:
+            settings[name] = to_plain(getattr(self.config, name))
+        with contextlib.suppress(UserError):  # of values that are no longer valid, which differ from the run's
+            settings = to_plain(from_plain(kind, settings))  # the class derives defaults from other fields
+        return redact(result_settings(settings, kind) | others)
 
 
 def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None) -> Identity:
@@ -53,7 +112,7 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
     """
     settings = result_settings(to_plain(config), type(config))
     hashes = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
-    return redact(settings | hashes) | {"version": version_of(command)}
+    return Identity(values=redact(settings | hashes) | {"version": version_of(command)}, config=config)
 
 
 def version_of(command: str) -> int:
@@ -66,42 +125,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def differing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """The names in which two identities differ."""
-    recorded, current = redact(recorded), redact(current)  # which makes lists of tuples, too
-    return [
-        name
-        for name in sorted(recorded.keys() | current.keys())
-        if recorded.get(name) != current.get(name)
-        # an input missing on one side is no difference: the initial files of a run may have been removed
-        if not (name.startswith(_INPUTS) and (name in recorded) != (name in current))
-    ]
-
-
-def difference(
-    recorded: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Sequence[str] = ()
-) -> str | None:
-    """The difference of two identities in one line: the first name with both values, and the number of others.
-
-    None if they are equal. ``may_change`` lists names that may differ, with all names below them.
-    """
-    names = [name for name in differing(recorded, current) if not is_below(name, may_change)]
-    if not names:
-        return None
-    name, more = names[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{name} is {recorded.get(name)!r} there and {current.get(name)!r} now{more}"
-
-
-def reject_other_run(
-    directory: str | Path, recorded: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Sequence[str] = ()
-) -> None:
-    """Raise UserError unless the work in ``directory`` belongs to the current run; see `difference`."""
-    if found := difference(recorded, current, may_change=may_change):
-        raise UserError(f"output: {directory} holds another run: {found}; choose another output or remove it")
-
-
-def read_run(path: Path) -> Identity | None:
-    """The identity in a file with the content `run_text`; None if it does not exist, UserError if it is invalid."""
+def read_run(path: Path) -> dict[str, Any] | None:
+    """The values in a file with the content `run_text`; None if it does not exist, UserError if it is invalid."""
     try:
         recorded = safe_json_loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -115,7 +140,7 @@ def read_run(path: Path) -> Identity | None:
 
 def run_text(run: Identity) -> str:
     """An identity as `read_run` reads it."""
-    return json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(run.values, indent=1, ensure_ascii=False) + "\n"
 
 
 def is_below(name: str, fields: Iterable[str]) -> bool:

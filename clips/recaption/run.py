@@ -26,7 +26,7 @@ from clips.commandline.progress import Progress, log_estimate
 from clips.core.artifact import MANIFEST, atomic_write, check_finished, directory_hash, log_info, read_manifest
 from clips.core.cache import read_with_checksum, with_checksum
 from clips.core.chat_client import without_reasoning
-from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, identity, read_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.errors import UserError
@@ -152,7 +152,7 @@ def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
         return True
     recorded = read_run(work / RUN)
     if recorded is not None:
-        reject_other_run(config.output, recorded, run)
+        run.reject_other(config.output, recorded)
     return False
 
 

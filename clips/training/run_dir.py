@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from clips.core.artifact import atomic_write, check_finished, check_overwritable
-from clips.core.identity import RUN, Identity, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, run_text
 from clips.data.formats.rows import table_files
 from clips.data.formats.webdataset import list_shards
 from clips.data.invalid_samples import InvalidSamples, restored
@@ -60,7 +60,8 @@ def check_trained(config: Any, run: Identity) -> bool:
     if check_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
         return True
     for checkpoint in list_checkpoints(output)[-1:]:  # without a checkpoint the run may be overwritten
-        reject_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)
+        recorded = read_train_state(checkpoint).identity
+        run.reject_other(output, recorded, may_change=config.allow_changes_on_resume)
     return False
 
 
@@ -92,7 +93,7 @@ class TrainState:
     samples_seen: int = 0  # over all processes
     seconds: float = 0.0  # training time without interruptions
     invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)  # found by all processes
-    identity: Identity = dataclasses.field(default_factory=dict)
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values of the run's identity
     precision: Literal["fp32", "bf16"] | None = None  # of activations; a run keeps it on other hardware
     preprocess: dict[str, Any] | None = None  # the encoder's preprocess_cfg; its initial weights' may be gone
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # path, size and hash of each

@@ -74,7 +74,8 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     config.check_processes(processes.count)
     latest, state = from_main(lambda: _latest_checkpoint(config))
     precision, reason = resolve_precision(config.precision, processes.device)
-    if state.precision is not None and config.precision == state.identity.get("precision") == "auto":
+    before = state.identity.get("precision", EncoderTrainConfig.precision)
+    if state.precision is not None and config.precision == before == "auto":
         precision, reason = state.precision, "as before"
     state.precision = precision
     initial, stated_by = config.model if latest is None else config.model.without_initial_weights(), None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.artifact import atomic_write, directory_hash, lock_output
-from clips.core.identity import RUN, Identity, difference, digest, identity, read_run, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, digest, identity, read_run, run_text
 from clips.data.remote_files import local_files
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, unknown_name_error
@@ -262,8 +262,8 @@ def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
             read_samples(data, config.seed)
     run, before = run_identity(config), read_run(work / RUN)
     if has_progress(work):
-        reject_other_run(work, before or {}, run)
-    if before is not None and difference(before, run) is None:
+        run.reject_other(work, before or {})
+    if before is not None and run.difference(before) is None:
         log_rank0(f"resuming the unfinished run in {work}")
         return
     for entry in work.iterdir():
@@ -275,7 +275,7 @@ def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
 def remove_leftover(config: LlavaTrainConfig) -> None:
     """Delete the work directory of a finished run, unless another run has progress in it."""
     work = work_dir(config.output)
-    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
+    if has_progress(work) and run_identity(config).difference(read_run(work / RUN) or {}):
         log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
         return
     shutil.rmtree(work, ignore_errors=True)

@@ -157,7 +157,7 @@ def _write_output(config: LlavaTrainConfig, identity: Identity, work: Path) -> N
             seed=config.seed,
             data=data_manifest(config),
             parents=parent_artifacts(config),
-            identity=identity,
+            identity=identity.values,
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.results.protocol import SCORER_HASH, full_size_entry
+from benchmarks.results.protocol import full_size_entry
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.mllm.caption_metrics import ONE_IMAGE, caption_scorer_hash, score_captions, tokenizer_name
 from benchmarks.tasks.mllm.task_metrics import caption_columns, caption_metrics
-from benchmarks.tasks.registry import BenchmarkConfig, benchmark
+from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, benchmark
 from clips.commandline.progress import progress_iter
 from clips.core.identity import RUN_ONLY, file_stamps
 from clips.errors import UserError
@@ -106,8 +106,18 @@ def data_hash(config: RecaptionConfig) -> str:
     return _samples(config).hash
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecaptionBenchmark(Benchmark):
+    """Recaptioning, which pycocoevalcap scores."""
+
+    def scorer_hash(self) -> str:
+        """SHA-256 of pycocoevalcap and its tokenizer."""
+        return caption_scorer_hash()
+
+
 @benchmark(
     "recaption",
+    kind=RecaptionBenchmark,
     config=RecaptionConfig,
     data_hash=data_hash,
     benchmark_type="captions",
@@ -135,7 +145,6 @@ def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
         "decoding": "most probable token at each position",
         "other_image": "the next one with other pixels, with the same web caption",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
-        SCORER_HASH: caption_scorer_hash(),
         "caption_tokenizer": tokenizer_name(),
         **model.tower.settings,
     }

@@ -17,7 +17,7 @@ import numpy as np
 from PIL.Image import Image
 
 from benchmarks.results.baselines import add_blind_columns
-from benchmarks.results.protocol import SCORER_HASH, Entries, full_size_entry
+from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
 from benchmarks.tasks.blind import BlindView, blind_views
 from benchmarks.tasks.evaluation import Evaluation, blind_metrics, compute_metric
@@ -272,7 +272,6 @@ def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[
         "decoding": json.dumps(settings, ensure_ascii=False, sort_keys=True, default=str),
         "shots": int(task.config.num_fewshot or 0),
         "scorer": f"lmms-eval {library_versions()['lmms-eval']}",
-        SCORER_HASH: entry.scorer_hash(),
         "task_version": str(task.VERSION),
     }
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
