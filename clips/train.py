@@ -38,7 +38,7 @@ from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model, compute_losses, total_loss
-from clips.method.optimizer import cosine_lr
+from clips.method.optimizer import scheduled_lr
 from clips.model.compute import fast_sdpa_backend
 from clips.model.tokenizer import unknown_tokens
 from clips.model_card import write_model_card
@@ -248,7 +248,7 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
     From a loss or gradient on that is not finite, the weights stay unchanged; `read_metrics` raises then.
     """
     step, optimizer = run.state.step, run.config.optimizer
-    learning_rate = cosine_lr(step, run.steps, optimizer, run.config.global_batch_size)
+    learning_rate = scheduled_lr(step, run.steps, optimizer, run.config.global_batch_size)
     with fast_sdpa_backend(run.processes.device, run.precision):
         losses, outputs = compute_gradients(run, batch)
     scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's

@@ -102,6 +102,8 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
     "gradient_accumulation_steps": "micro_batch_size",
     "image_folder": "image_root",
     "lr": "learning_rate",
+    "lr_scheduler": "schedule",
+    "lr_scheduler_type": "schedule",
     "mm_vision_select_layer": "vision_feature_layer",
     "model_max_length": "max_length",
     "model_name_or_path": "llm",

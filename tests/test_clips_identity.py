@@ -18,6 +18,7 @@ from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.registry import BenchmarkConfig, settings_by_kind
 from clips.commandline.commands import Command
 from clips.core.identity import RUN_ONLY, VERSIONS, Identity, digest, identity, result_settings, run_only_fields
+from clips.errors import UserError
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from clips.typed_data import from_plain, to_plain
@@ -153,7 +154,10 @@ def test_a_field_of_another_value_is_not_the_default_of_older_runs(command: str)
         nested: Any = other
         for part in reversed(name.split(".")):
             nested = {part: nested}
-        run = identity(command, from_plain(kind, merge(given, nested)))
+        try:
+            run = identity(command, from_plain(kind, merge(given, nested)))
+        except UserError:  # the field needs another one
+            continue
         recorded = {known: kept for known, kept in older.items() if known != name}
         assert str(run.difference(recorded)).startswith(f"{name} is {value} there and {other} now"), name
 

@@ -11,10 +11,14 @@ from typing import Any
 import clips_world
 import pytest
 import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip_train.scheduler import const_lr, const_lr_cooldown, cosine_lr
 
 from clips.errors import UserError
 from clips.method.clips_model import build_model
-from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
+from clips.method.optimizer import SCHEDULES, OptimizerConfig, build_optimizer, scheduled_lr
 from clips.model.compute import resolve_precision
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import train
@@ -22,12 +26,68 @@ from clips.train import train
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
     config = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1)
-    rates = [cosine_lr(step, 100, config, 4) for step in range(101)]
+    rates = [scheduled_lr(step, 100, config, 4) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
-    assert cosine_lr(0, 1, OptimizerConfig(learning_rate=1.0), 4) == 1.0
+    assert scheduled_lr(0, 1, OptimizerConfig(learning_rate=1.0), 4) == 1.0
+
+
+def of_open_clip(name: str, peak: float, warmup: int, steps: int, decay: int) -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    adjust = {
+        "cosine": lambda: cosine_lr(optimizer, peak, warmup, steps),
+        "constant": lambda: const_lr(optimizer, peak, warmup, steps),
+        "wsd": lambda: const_lr_cooldown(optimizer, peak, warmup, steps, decay),
+    }[name]()
+    rates = []
+    for step in range(steps):
+        adjust(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def of_transformers(name: str, peak: float, warmup: int, steps: int, decay: int) -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    scheduler = {
+        "cosine": lambda: transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps),
+        "constant": lambda: transformers.get_constant_schedule_with_warmup(optimizer, warmup),
+        "linear": lambda: transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps),
+        "wsd": lambda: transformers.get_wsd_schedule(
+            optimizer, warmup, decay, num_training_steps=steps, decay_type="linear"
+        ),
+    }[name]()
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@given(
+    name=st.sampled_from(sorted(SCHEDULES)),
+    steps=st.integers(1, 60),
+    warmup=st.floats(0, 0.6),
+    decay=st.floats(0.01, 0.4),
+    peak=st.floats(1e-5, 10),
+)
+@settings(max_examples=200, deadline=None)
+def test_schedules_are_those_of_open_clip_and_transformers(name, steps, warmup, decay, peak):
+    of_wsd = {"decay_ratio": decay} if name == "wsd" else {}
+    config = OptimizerConfig(learning_rate=peak, warmup_ratio=warmup, schedule=name, **of_wsd)
+    rates = [scheduled_lr(step, steps, config, 4) for step in range(steps)]
+    first = config.warmup_steps(steps, 4)
+    decay_steps = max(1, round(config.decay_ratio * steps))
+    theirs = (peak, first, steps, decay_steps)
+    if name != "linear":
+        assert rates == pytest.approx(of_open_clip(name, *theirs))
+    if first + decay_steps <= steps:  # transformers would decay during the warm-up
+        # transformers' warm-up begins with a step at 0
+        assert rates[first:] == pytest.approx(of_transformers(name, *theirs)[first:], abs=1e-9)
 
 
 def test_rate_and_warmup_by_samples_are_the_authors():
@@ -35,7 +95,7 @@ def test_rate_and_warmup_by_samples_are_the_authors():
     batch, steps = 32_768, 390_625  # of 12.8 billion samples
     assert config.peak_rate(batch) == pytest.approx(1.024e-3)
     assert config.warmup_steps(steps, batch) == 1564
-    rates = [cosine_lr(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
+    rates = [scheduled_lr(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
     assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
     assert OptimizerConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
     neither = OptimizerConfig().resolved()
@@ -74,6 +134,15 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"global_batch_size": 0}, "global_batch_size: expected an integer of at least 1, got 0"),
         ({"seed": -3}, f"seed: expected an integer from 0 to below {2**63}, got -3"),
         ({"seed": 2**70}, "seed: expected an integer from 0 to below"),
+        (
+            {"optimizer": {"schedule": "cosin"}},
+            "optimizer.schedule: expected one of cosine, constant, linear, wsd",
+        ),
+        ({"optimizer": {"decay_ratio": 0.1}}, "optimizer.decay_ratio: expected none with schedule: cosine; wsd has"),
+        (
+            {"optimizer": {"lr_scheduler": "wsd"}},
+            "'optimizer.lr_scheduler'; did you mean 'optimizer.schedule'",
+        ),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: expected a finite number above 0"),
         ({"optimizer": {"learning_rate": math.nan}}, "optimizer.learning_rate: expected a finite number above 0"),
         (

@@ -26,7 +26,7 @@ from clips.core import run_log
 from clips.core.run_log import RunLog
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
-from clips.method.optimizer import OptimizerConfig, cosine_lr
+from clips.method.optimizer import OptimizerConfig, scheduled_lr
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import compute_gradients, export_model, prepare_batch, read_metrics, train_step
@@ -293,7 +293,7 @@ def test_a_step_reports_and_clips_the_gradient(monkeypatch: pytest.MonkeyPatch):
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == cosine_lr(7, 10, run.config.optimizer, run.config.global_batch_size)
+    assert values["lr"] == scheduled_lr(7, 10, run.config.optimizer, run.config.global_batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None

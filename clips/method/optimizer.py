@@ -1,19 +1,30 @@
-"""AdamW with warm-up and cosine decay. Source: the authors' code [C] of `clips.method.recipes`."""
+"""AdamW, and learning rates with warm-up and a schedule. Source: the authors' code [C] of `clips.method.recipes`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from clips.errors import UserError
-from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, PositiveFloat
+from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, PositiveFloat, PositiveFraction
 
 if TYPE_CHECKING:
     import torch
 
 
+ScheduleName = Literal["cosine", "constant", "linear", "wsd"]
+SCHEDULES: Mapping[ScheduleName, Callable[[float, float], float]] = {
+    "cosine": lambda progress, decay: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress, decay: 1.0,
+    "linear": lambda progress, decay: 1 - progress,
+    "wsd": lambda progress, decay: min(1.0, (1 - progress) / decay),
+}
+"""Name → ratio of the peak learning rate, from the progress after the warm-up (0 to 1) and the part of it with decay.
+
+As in open_clip (``cosine``, ``const``, ``const-cooldown``) and transformers (also ``linear``).
+"""
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields that exclude each other → the first one's value if neither is set."""
 
@@ -26,9 +37,11 @@ class OptimizerConfig:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
         base_learning_rate: learning rate for a batch of 256 samples, scaled by global_batch_size / 256. The authors'
             ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
-        warmup_ratio: ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it nor
-            ``warmup_samples`` is given.
+        warmup_ratio: ratio of the run with linear warm-up from 0. 0.05 if neither it nor ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
+        schedule: the learning rate after the warm-up: cosine and linear fall to 0; constant stays; wsd
+            (warmup-stable-decay) stays and then falls linearly to 0.
+        decay_ratio: of wsd: ratio of the run in which the learning rate falls.
         adam_beta2: AdamW's decay rate of the squared gradient.
         weight_decay: of the weight matrices; norms, biases, embeddings, positions and the logit scale have none.
         max_grad_norm: maximum gradient norm; null does not clip.
@@ -38,6 +51,8 @@ class OptimizerConfig:
     base_learning_rate: PositiveFloat | None = None
     warmup_ratio: FractionBelowOne | None = None
     warmup_samples: NonNegative | None = None
+    schedule: ScheduleName = "cosine"
+    decay_ratio: PositiveFraction = 0.2
     adam_beta2: FractionBelowOne = 0.95
     weight_decay: NonNegativeFloat = 0.2
     max_grad_norm: PositiveFloat | None = None
@@ -46,6 +61,8 @@ class OptimizerConfig:
         for one, other in EITHER:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise UserError(f"optimizer.{one}, optimizer.{other}: expected one of them, got both")
+        if self.schedule != "wsd" and self.decay_ratio != OptimizerConfig.decay_ratio:
+            raise UserError(f"optimizer.decay_ratio: expected none with schedule: {self.schedule}; wsd has one")
 
     def resolved(self) -> OptimizerConfig:
         """Return the config with defaults filled in."""
@@ -81,7 +98,7 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return the optimizer of the trainable parameters of ``model``, without decay for ``no_decay``.
 
-    Set its learning rate before each step, see `cosine_lr`.
+    Set its learning rate before each step, see `scheduled_lr`.
     """
     import torch
 
@@ -94,10 +111,11 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, betas=betas, fused=True)
 
 
-def cosine_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:
-    """Return the learning rate of step ``step`` (from 0) of ``steps``: linear warm-up, then cosine to 0 [C]."""
+def scheduled_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:
+    """Return the learning rate of step ``step`` (from 0) of ``steps``: linear warm-up, then the schedule."""
     peak, warmup_steps = config.peak_rate(batch_size), config.warmup_steps(steps, batch_size)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    after_warmup = max(1, steps - warmup_steps)
+    decay = max(1, round(config.decay_ratio * steps)) / after_warmup
+    return peak * SCHEDULES[config.schedule]((step - warmup_steps) / after_warmup, decay)
