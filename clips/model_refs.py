@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -139,6 +140,26 @@ def is_on_hub(reference: str) -> bool:
     """Whether it is a Hub repo id: ``hf-hub:ORG/NAME``, or ``ORG/NAME`` without a local directory of this name."""
     is_repo_id = bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
     return reference.startswith(HF_HUB_PREFIX) or is_repo_id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """The files of a model that a reference names.
+
+    Args:
+        path: its directory or file; None if a library finds the weights by their name.
+        local: the path as the reference states it; None for the Hub's copy.
+        commit: of the Hub's copy, whose directory has its name.
+    """
+
+    path: Path | None = None
+    local: str | None = None
+    commit: str | None = None
+
+    @classmethod
+    def of(cls, reference: str, path: Path) -> ModelFiles:
+        """Those of the path that a reference was resolved to."""
+        return cls(path=path, commit=path.name) if is_on_hub(reference) else cls(path=path, local=reference)
 
 
 def work_dir(output: str | Path) -> Path:

@@ -107,10 +107,12 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer �
     "mm_vision_select_layer": "vision_feature_layer",
     "model_max_length": "max_length",
     "model_name_or_path": "llm",
+    "nnodes": "nodes",
     "nproc": "processes",
     "nproc_per_node": "processes",
     "num_gpus": "gpus",
     "num_nodes": "nodes",
+    "num_processes": "processes",
     "num_train_epochs": "num_epochs",
     "output_dir": "output",
     "per_device_train_batch_size": "micro_batch_size",
@@ -229,19 +231,18 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     name, found, holder = _spot(kind, outer, content)
     if first["type"] in _UNKNOWN_KEY:
         key, outer = str(last), f"{name}." if name else ""
-        options = [option for option in options_of(holder) if is_config(option)]
-        own = [field.name for option in options for field in dataclasses.fields(option)]
-        known = [field for field, _ in field_types(kind)]
+        elsewhere = {field.rpartition(".")[2]: field for field, _ in field_types(kind)}
+        configs = filter(is_config, options_of(holder))
+        here = {field.name: f"{outer}{field.name}" for config in configs for field in dataclasses.fields(config)}
         ours = key.lower().replace("-", "_")
-        ours = ours if ours in own else _NAMES_ELSEWHERE.get(ours, ours)  # a class may have another library's name
-        near = [f"{outer}{field}" for field in difflib.get_close_matches(ours, own, n=1, cutoff=0.9)]
-        near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
-        likeness = 0.81 if key in _NO_SETTING else 0.5  # num_processes → processes, but not nodes → notes
-        near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=likeness)]
-        if not near and key in _NO_SETTING:
+        if ours not in here | elsewhere:
+            ours = _NAMES_ELSEWHERE.get(ours, ours)
+        # The right name at another place, but for a plural or a swapped letter of one here.
+        near = difflib.get_close_matches(ours, here, n=1, cutoff=0.9 if ours in elsewhere else 0.6)
+        if key in _NO_SETTING and ours not in here | elsewhere:
             return f"unknown key '{outer}{key}'; {_NO_SETTING[key]}"
-        near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
-        return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        place = here[near[0]] if near else elsewhere.get(ours)
+        return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{place}'?" if place else "")
     if first["type"] == "missing" and isinstance(last, str):
         locations = (error["loc"] for error in errors if error["type"] == "missing")
         missing = ", ".join(loc[-1] for loc in locations if loc[:-1] == (*outer,))

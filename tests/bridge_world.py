@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import AlignConfig, StageConfig
+    from llava_bridge.training.inputs import Inputs
+    from llava_bridge.training.train_config import AlignConfig, LlavaTrainConfig, StageConfig
 
 COLORS = ("red", "green", "blue", "yellow")
 VIT: dict[str, Any] = {
@@ -285,6 +286,16 @@ class Parts(NamedTuple):
     encoder: Path
     llm: Path
     talk: Path
+
+
+def inputs_of(config: LlavaTrainConfig) -> Inputs:
+    """Those of a config whose models and data are not read."""
+    from clips.core.identity import identity
+    from llava_bridge.training.inputs import Inputs, resolve_deepspeed
+
+    deepspeed: Any = {name: resolve_deepspeed(config, name) for name in config.stages}
+    run = identity("llava-bridge train", config)
+    return Inputs(config=config, models={}, data={}, deepspeed=deepspeed, identity=run)
 
 
 def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:

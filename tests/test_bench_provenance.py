@@ -23,7 +23,7 @@ from clips.export import ExportConfig, run_export
 from clips.train import train
 from clips.training.run_dir import list_checkpoints
 from llava_bridge.data.sources import ConversationSourceConfig
-from llava_bridge.training.run_dir import describe_data
+from llava_bridge.training.inputs import describe_data
 
 
 def bench(*words: str) -> int:

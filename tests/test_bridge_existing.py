@@ -32,7 +32,7 @@ from llava_bridge.model.build import (
 from llava_bridge.model.llava_files import convert_tower_to_transformers, load_for_training, save_llava
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.run_dir import check_inputs, parent_artifacts
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 
@@ -207,8 +207,7 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
     def config(llava: Path, **fields: Any) -> LlavaTrainConfig:
         return LlavaTrainConfig(output=str(tmp_path / "out"), llava=str(llava), align=stage, instruct=stage, **fields)
 
-    check_inputs(config(llava))
-    assert parent_artifacts(config(llava)) == {"llava": str(llava)}
+    assert resolve_inputs(config(llava)).parents == {"llava": str(llava)}
     beside: dict[str, Any] = {"encoder": "timm:x", "llm": "x", "image_size": 32, "vision_feature_layer": -1}
     beside |= {"vision_feature_select_strategy": "full", "projector": ProjectorConfig(type="linear")}
     for name, value in beside.items():
@@ -227,7 +226,7 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
         (original, "`llava-bridge convert`"),
     ):
         with pytest.raises(UserError, match=f"^llava: .*{match}"):
-            check_inputs(config(wrong))
+            resolve_inputs(config(wrong))
 
 
 @pytest.mark.slow

@@ -204,8 +204,9 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     monkeypatch.setattr(one_stage, "setup_stage", set_up)
     monkeypatch.setattr(one_stage, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
-    config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
+    config = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
+    inputs: Any = SimpleNamespace(config=config, work=tmp_path)
     with pytest.raises(Begun) as begun:
-        one_stage.train_stage(config, "instruct", tmp_path, stop=None, run_log=RunLog(tmp_path))  # type: ignore[arg-type]
+        one_stage.train_stage(inputs, "instruct", stop=None, run_log=RunLog(tmp_path))  # type: ignore[arg-type]
     torch.manual_seed(5)
     assert begun.value.args == (torch.rand(1).item(),)

@@ -25,14 +25,14 @@ from clips.model_refs import download_from_hub
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
-from llava_bridge.encoders import check_encoder_files, load_encoder
+from llava_bridge.encoders import load_encoder, resolve_encoder
 from llava_bridge.inference.chat_command import ChatConfig, run_chat
 from llava_bridge.inference.generate import load_llava
 from llava_bridge.inference.serve_command import ServeConfig, run_serve
 from llava_bridge.model.build import load_llm, load_tokenizer
-from llava_bridge.model.llava_checks import check_llm_dir, resolve_llava_dir
+from llava_bridge.model.llava_checks import resolve_llava_dir, resolve_llm_dir
 from llava_bridge.model.llava_files import load_for_training
-from llava_bridge.training.run_dir import check_inputs, run_identity
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -88,17 +88,17 @@ def test_a_hub_name_gives_the_same_as_its_directory(hub: Path, bridge_encoder: P
 @pytest.mark.parametrize(
     ("check", "name", "message"),
     [
-        (check_llm_dir, "org/llm@old", r"llm: org/llm@old has no weights"),
-        (check_llm_dir, "org/here", r"llm: org/here has no config\.json"),  # a directory of that name comes first
-        (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be downloaded from the Hub"),
+        (resolve_llm_dir, "org/llm@old", r"llm: org/llm@old has no weights"),
+        (resolve_llm_dir, "org/here", r"llm: org/here has no config\.json"),  # a directory of that name comes first
+        (resolve_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be downloaded from the Hub"),
         (functools.partial(resolve_llava_dir, field="llava"), "org/llm", r"llava: org/llm is no LLaVA in the trans"),
-        (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
-        (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be"),
-        (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
+        (resolve_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
+        (resolve_encoder, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be"),
+        (resolve_encoder, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
         (load_llava, "org/none", r"llava: org/none is not a directory; org/none: cannot be downloaded from the Hub"),
-        (check_encoder_files, "hf-hub:org/none", r"encoder: org/none: cannot be downloaded from the Hub"),
-        (check_encoder_files, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try"),
-        (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
+        (resolve_encoder, "hf-hub:org/none", r"encoder: org/none: cannot be downloaded from the Hub"),
+        (resolve_encoder, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try"),
+        (resolve_encoder, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
 def test_a_missing_repository_is_one_line(hub: Path, check: Any, name: str, message: str) -> None:
@@ -146,8 +146,7 @@ def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk
     put(hub, "tower", write_tower(original_parts, tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").with_processes(1)
-    check_inputs(config)
-    found = run_identity(config)
+    found = resolve_inputs(config).identity.values
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
     assert (found["inputs.encoder"], found["inputs.llm"]) == (COMMIT, COMMIT)
 

@@ -11,7 +11,7 @@ import pytest
 from bridge_world import Parts, assert_same_training, instruct_file, losses
 from mixed_driver import STEPS
 
-from llava_bridge.training.run_dir import deepspeed_config
+from llava_bridge.training.inputs import read_deepspeed_file
 from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
@@ -51,7 +51,7 @@ def distributed(directory: Path, way: str) -> DistributedConfig:
     """
     if way != "zero3":
         return DistributedConfig(deepspeed=way)
-    settings = deepspeed_config("zero3")
+    settings = dict(read_deepspeed_file("zero3", "deepspeed").settings)
     sizes = {"param_persistence_threshold": 0, "prefetch_bucket_size": 5_000, "max_live_parameters": 20_000}
     sizes |= {"max_reuse_distance": 5_000}
     settings["zero_optimization"] |= {f"stage3_{name}": size for name, size in sizes.items()}

@@ -106,7 +106,7 @@ def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
 
 
 def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import run_dir
+    from llava_bridge.training import inputs
 
     path = run_file(tmp_path, "run", parts)
     config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
@@ -118,13 +118,13 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
 
     def check(align: StageConfig, instruct: StageConfig, **distributed: Any) -> None:
         settings = DistributedConfig(**distributed)
-        run_dir.check_inputs(
+        inputs.resolve_inputs(
             dataclasses.replace(
                 config, stages=["align", "instruct"], align=align, instruct=instruct, distributed=settings
             )
         )
 
-    monkeypatch.setattr(run_dir.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(inputs.importlib.util, "find_spec", lambda name: object())
     check(four_bit, adam)
     wrong = dataclasses.replace(plain, deepspeed="zer3")
     for place, call in {
@@ -141,7 +141,7 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
     }.items():
         with pytest.raises(UserError, match=f"^{place}"):
             call()
-    monkeypatch.setattr(run_dir.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(inputs.importlib.util, "find_spec", lambda name: None)
     for field, instruct in (("optim", adam), ("lora.quantization", four_bit)):
         with pytest.raises(UserError, match=rf"^instruct.{field}: expected bitsandbytes .*clips-suite\[qlora\]"):
             check(plain, instruct)

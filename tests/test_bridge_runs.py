@@ -21,7 +21,8 @@ from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from llava_bridge.training import launch, run_dir
 from llava_bridge.training import train as training
-from llava_bridge.training.run_dir import prepare_work_dir, run_identity
+from llava_bridge.training.inputs import resolve_inputs
+from llava_bridge.training.run_dir import prepare_work_dir
 from llava_bridge.training.train import _check_shared, _with_precision
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
@@ -43,7 +44,7 @@ def finished(config: LlavaTrainConfig, tmp_path: Path) -> LlavaTrainConfig:
     """The config of a run whose output is there."""
     done = config.with_processes(1)
     (tmp_path / "one").mkdir()
-    write_manifest(tmp_path / "one", kind="llava", config=done, identity=run_identity(done))
+    write_manifest(tmp_path / "one", kind="llava", config=done, identity=resolve_inputs(done).identity.values)
     return done
 
 
@@ -100,7 +101,7 @@ def test_a_finished_run_that_lost_its_weights_is_an_error_and_stays(content, rea
     done, weights = config.with_processes(1), tmp_path / "one" / "model.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
-    write_manifest(weights.parent, kind="llava", config=done, identity=run_identity(done))
+    write_manifest(weights.parent, kind="llava", config=done, identity=resolve_inputs(done).identity.values)
     assert train(path)[0] == 0
     weights.unlink() if content is None else weights.write_bytes(content)
     status, output = train(path)
@@ -117,7 +118,7 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
     for seed in (1, finished.seed):
         work.mkdir(exist_ok=True)
         (work / "run.json").unlink(missing_ok=True)
-        prepare_work_dir(work, dataclasses.replace(finished, seed=seed))
+        prepare_work_dir(resolve_inputs(dataclasses.replace(finished, seed=seed)))
         (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
         status, output = train(path)
         assert status == 0
@@ -128,34 +129,37 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
 
 @pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
 def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, config, tmp_path):
-    work = tmp_path / "work"
+    work = tmp_path / ".one.work"
     (work / "align/tokenizer").mkdir(parents=True)
-    prepare_work_dir(work, config)
+    prepare_work_dir(resolve_inputs(config))
     assert not (work / "align").exists()  # of no use to anybody
     record = (work / "run.json").read_text()
-    prepare_work_dir(work, dataclasses.replace(config, seed=1))  # nor was the first run's
+    prepare_work_dir(resolve_inputs(dataclasses.replace(config, seed=1)))  # nor was the first run's
     assert (work / "run.json").read_text() != record
-    prepare_work_dir(work, config)
+    prepare_work_dir(resolve_inputs(config))
     (work / progress).mkdir(parents=True)
     with pytest.raises(UserError, match=r"output: .*work holds another run: seed is 0 there and 1 now"):
-        prepare_work_dir(work, dataclasses.replace(config, seed=1))
+        prepare_work_dir(resolve_inputs(dataclasses.replace(config, seed=1)))
     assert (work / progress).exists()
     assert (work / "run.json").read_text() == record
     (work / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work to start from scratch"):
-        prepare_work_dir(work, config)
+        prepare_work_dir(resolve_inputs(config))
 
 
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(config, tmp_path, monkeypatch, capsys):
     work = tmp_path / ".one.work"
-    with run_dir.lock_work_dir(config):
-        with pytest.raises(UserError, match=r"output: another run is writing .*one"), run_dir.lock_work_dir(config):
+    with run_dir.lock_work_dir(resolve_inputs(config)):
+        with (
+            pytest.raises(UserError, match=r"output: another run is writing .*one"),
+            run_dir.lock_work_dir(resolve_inputs(config)),
+        ):
             pass
         assert work.is_dir()
     assert not work.exists()
 
     def fail(leaving: str) -> None:
-        with run_dir.lock_work_dir(config):
+        with run_dir.lock_work_dir(resolve_inputs(config)):
             (work / "align" / leaving).mkdir(parents=True)
             raise UserError("align: wrong")
 
@@ -168,7 +172,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(c
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("clips.core.artifact.fcntl.flock", flock)
-    with run_dir.lock_work_dir(config):
+    with run_dir.lock_work_dir(resolve_inputs(config)):
         assert "no locks here (No locks available); ensure that no other run writes" in capsys.readouterr().err
 
 

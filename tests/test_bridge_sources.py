@@ -45,7 +45,7 @@ from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.batches import ConversationDataset
 from llava_bridge.data.sources import in_other_case, read_conversations, split_questions
-from llava_bridge.training.run_dir import describe_data, run_identity
+from llava_bridge.training.inputs import describe_data, resolve_inputs
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 
@@ -399,13 +399,17 @@ def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
 
-def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, tmp_path: Path) -> None:
+def test_reading_settings_keep_a_run_and_content_changes_it(
+    bridge_talk: Path, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "talk.json"
     path.write_bytes((bridge_talk / "talk.json").read_bytes())
 
     def known(**fields: Any) -> Identity:
         stage = StageConfig(data=[ConversationSourceConfig(path=str(path), **fields)])
-        return run_identity(LlavaTrainConfig(output="x", encoder="x", llm="x", stages=["instruct"], instruct=stage))
+        parts: Any = {"encoder": str(bridge_encoder), "llm": str(bridge_llm)}
+        config = LlavaTrainConfig(output="x", stages=["instruct"], instruct=stage, **parts)
+        return resolve_inputs(config).identity
 
     before = known()
     assert known(missing_images="error").difference(before.values) is None

@@ -60,16 +60,18 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
     from llava_bridge.training.trainer import training_arguments
 
     monkeypatch.setenv("WORLD_SIZE", "1")
-    found = training_arguments(config({}), "align", 10, tmp_path)
+    found = training_arguments(bridge_world.inputs_of(config({})), "align", 10, tmp_path)
     assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
         "cosine",
         "adamw_torch_fused",
         2,
     )
-    found = training_arguments(config({"micro_batch_size": 4, "warmup_ratio": 0.25}), "align", 10, tmp_path)
+    found = training_arguments(
+        bridge_world.inputs_of(config({"micro_batch_size": 4, "warmup_ratio": 0.25})), "align", 10, tmp_path
+    )
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps, found.warmup_steps) == (4, 8, 3)
     own = config({"optim": "adamw_torch", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
-    found = training_arguments(own, "instruct", 10, tmp_path)
+    found = training_arguments(bridge_world.inputs_of(own), "instruct", 10, tmp_path)
     assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
         "linear",
         "adamw_torch",
@@ -77,10 +79,10 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
     )
     theirs = tmp_path / "zero3_offload.json"
     theirs.write_text(json.dumps(bridge_world.LLAVA_ZERO3_OFFLOAD))
-    found = training_arguments(config({"deepspeed": str(theirs)}), "align", 10, tmp_path)
+    found = training_arguments(bridge_world.inputs_of(config({"deepspeed": str(theirs)})), "align", 10, tmp_path)
     assert not {"optimizer", "scheduler"} & found.deepspeed.keys()
     theirs.write_text('{"zero_optimization": {"stage": 2}, "bf16": {}}')
-    found = training_arguments(config({"deepspeed": str(theirs)}), "align", 10, tmp_path)
+    found = training_arguments(bridge_world.inputs_of(config({"deepspeed": str(theirs)})), "align", 10, tmp_path)
     stated = found.hf_deepspeed_config.config
     assert (stated["gradient_clipping"], stated["train_batch_size"], stated["bf16"]["enabled"]) == (1.0, 32, False)
 
@@ -88,7 +90,7 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
 def test_a_missing_package_is_reported_before_the_training(tmp_path: Path, monkeypatch, bridge_talk) -> None:
     from llava_bridge.training.train import run_train
 
-    monkeypatch.setattr("llava_bridge.training.train.check_inputs", lambda config: None)
+    monkeypatch.setattr("llava_bridge.training.train.resolve_inputs", bridge_world.inputs_of)
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     with pytest.raises(UserError, match=r"^report_to: expected the package trackio to be installed"):
         run_train(config({}, report_to=("trackio",)))
@@ -97,15 +99,14 @@ def test_a_missing_package_is_reported_before_the_training(tmp_path: Path, monke
 def test_a_run_is_finished_without_the_files_of_a_tensorboard_that_failed(tmp_path: Path, monkeypatch) -> None:
     from llava_bridge.training import train
 
-    for name in ("write_manifest", "data_manifest", "parent_artifacts", "run_identity"):
-        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setattr(train, "write_manifest", lambda *_, **__: None)
     summary = {"steps": 1, "samples_seen": 1, "loss": 1.0, "seconds": 1.0, "invalid_samples": {"count": 0}}
     for stage in ("align", "instruct"):
-        (tmp_path / "work" / stage / "model").mkdir(parents=True)
-        (tmp_path / "work" / stage / "model" / "stage.json").write_text(json.dumps(summary))
-    (tmp_path / "work" / "metrics.jsonl").touch()
+        (tmp_path / ".llava.work" / stage / "model").mkdir(parents=True)
+        (tmp_path / ".llava.work" / stage / "model" / "stage.json").write_text(json.dumps(summary))
+    (tmp_path / ".llava.work" / "metrics.jsonl").touch()
     finished = dataclasses.replace(config({}, report_to=("tensorboard",)), output=str(tmp_path / "llava"))
-    train._write_output(finished, {}, tmp_path / "work")
+    train._write_output(bridge_world.inputs_of(finished))
     assert {path.name for path in (tmp_path / "llava").iterdir()} == {"metrics.jsonl", "README.md"}
 
 

@@ -26,8 +26,8 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import train as training
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.launch import report_once
-from llava_bridge.training.run_dir import check_inputs, run_identity
 from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
 
 LOGGED = ("stage", "step", "loss")
@@ -262,21 +262,21 @@ def test_sizes_of_a_deepspeed_file_are_those_of_the_launched_processes(tmp_path:
     config = with_deepspeed(own, bridge_parts)
     assert config.instruct.global_batch_size == 4
     with pytest.raises(UserError, match='expected "auto" or 4'):
-        check_inputs(config)
+        resolve_inputs(config)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    check_inputs(config)
+    resolve_inputs(config)
 
 
 def test_the_content_of_a_deepspeed_file_belongs_to_the_identity(tmp_path: Path, bridge_parts: Any) -> None:
     own = tmp_path / "own.json"
     config = with_deepspeed(own, bridge_parts)
     own.write_text(json.dumps(ZERO2))
-    before = run_identity(config)
+    before = resolve_inputs(config).identity
     own.write_text(json.dumps(ZERO2, indent=2))
-    assert run_identity(config).difference(before.values) is None
+    assert resolve_inputs(config).identity.difference(before.values) is None
     own.write_text(json.dumps({**ZERO2, "zero_optimization": {"stage": 3}}))
-    assert str(run_identity(config).difference(before.values)).startswith("inputs.instruct.deepspeed is ")
+    assert str(resolve_inputs(config).identity.difference(before.values)).startswith("inputs.instruct.deepspeed is ")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from open_clip.model import _build_vision_tower
 from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
-from llava_bridge.encoders import check_encoder_files, load_encoder
+from llava_bridge.encoders import load_encoder, resolve_encoder
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
 from llava_bridge.training.setup import FeatureReader
 
@@ -148,7 +148,7 @@ def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: P
         load_encoder(str(tmp_path))
     (tmp_path / "began" / ".checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"began is not finished; `clips train .*began/config.yaml` continues it"):
-        check_encoder_files(str(tmp_path / "began"))
+        resolve_encoder(str(tmp_path / "began"))
     broken = tmp_path / "broken"
     shutil.copytree(bridge_encoder, broken)
     (broken / "open_clip_model.safetensors").unlink()

@@ -205,7 +205,7 @@ def _hash_now(path: Path, described: Mapping[str, Any]) -> str:
     if "format" not in described:
         return ""
     from llava_bridge.data.sources import ConversationSourceConfig
-    from llava_bridge.training.run_dir import describe_data
+    from llava_bridge.training.inputs import describe_data
 
     settings = {key: value for key, value in described.items() if key not in {"hash", "directory_hash"}}
     try:

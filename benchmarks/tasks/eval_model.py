@@ -14,11 +14,9 @@ from clips.errors import UserError, unknown_name_error
 from clips.model_refs import resolve_model_dir
 from clips.ranges import NonNegativeFloat, Positive
 from llava_bridge.encoders import (
-    check_encoder_files,
-    encoder_commits,
     has_text_tower,
-    local_paths,
     parse_spec,
+    resolve_encoder,
     resolve_open_clip_dir,
 )
 
@@ -257,11 +255,10 @@ def _model_hash(path: str) -> str:
 @functools.cache
 def _tower_hash(spec: str) -> str:
     """Hash of the files that a spec names, and of its remaining text."""
-    check_encoder_files(spec)
-    paths = local_paths(spec)
-    parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
-    rest = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
-    return digest([rest, parts])
+    files = resolve_encoder(spec)
+    content = directory_hash(files.local) if files.local else files.commit
+    rest = spec.replace(files.local, "") if files.local else spec
+    return digest([rest, {"encoder": content} if content else {}])
 
 
 def load_lmms_model(config: LmmsModel) -> Any:

@@ -16,7 +16,7 @@ from clips.core.artifact import atomic_artifact_dir, check_free, log_info, read_
 from clips.errors import UserError
 from clips.model.loading import has_adapters
 from clips.typed_data import changed_settings, from_plain
-from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
+from llava_bridge.encoders import resolve_encoder
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.llava_checks import resolve_llava_dir
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig, StageConfig
@@ -42,7 +42,7 @@ class SwapConfig(AssemblyConfig):
 def run_swap(config: SwapConfig) -> None:
     """Write the LLaVA with the new encoder. UserError: LLaVA or encoder are missing, incomplete or incompatible."""
     directory = resolve_llava_dir(config.llava, "llava")
-    check_encoder_files(config.encoder)
+    encoder = resolve_encoder(config.encoder)
     check_free(config.output)
     from transformers import AutoConfig
 
@@ -60,13 +60,13 @@ def run_swap(config: SwapConfig) -> None:
         log_info(f"writing {config.output}")
         save_llava(model, partial)
         processor.save_pretrained(partial)
-        parents = {"llava": str(directory), **local_paths(config.encoder)}
+        parents = {"llava": directory} | ({"encoder": encoder.local} if encoder.local else {})
         write_manifest(
             partial,
             kind="llava",
             config=config,
             seed=config.seed,
-            data=encoder_commits(config.encoder),
+            data={"encoder": encoder.commit} if encoder.commit else {},
             parents=parents,
             projector="untrained",
         )

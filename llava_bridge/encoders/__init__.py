@@ -27,9 +27,9 @@ from clips.model_refs import (
     DUAL_MODELS,
     HF_HUB_PREFIX,
     OPEN_CLIP_CONFIG,
+    ModelFiles,
     download_from_hub,
     find_open_clip_weights,
-    is_on_hub,
     reject_adapters,
     resolve_model_dir,
 )
@@ -87,13 +87,6 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return source, reference
 
 
-def local_paths(spec: str) -> dict[str, str]:
-    """``{"encoder": path}`` of a spec's local directory or file."""
-    source, reference = parse_spec(spec)
-    path = reference.partition("@")[2] if source == "timm" else reference
-    return {"encoder": path} if path and Path(path).exists() else {}
-
-
 def resolve_open_clip_dir(reference: str) -> Path:
     """The directory of an open_clip encoder: ``reference`` itself, or the Hub's copy of ``hf-hub:NAME``.
 
@@ -108,16 +101,6 @@ def resolve_open_clip_dir(reference: str) -> Path:
             f"`clips import {reference} --architecture NAME --output DIR` makes one of a checkpoint"
         )
     return Path(reference)
-
-
-def encoder_commits(spec: str) -> dict[str, str]:
-    """``{"encoder": commit}`` of a spec's Hub repository; none for timm's."""
-    source, reference = parse_spec(spec)  # the Hub's cache names a repository's directory by its commit
-    if source == "open_clip" and reference.startswith(HF_HUB_PREFIX):
-        return {"encoder": resolve_open_clip_dir(reference).name}
-    if source == "transformers" and is_on_hub(reference):
-        return {"encoder": resolve_model_dir(reference, "encoder").name}
-    return {}
 
 
 def has_text_tower(spec: str) -> bool:
@@ -141,8 +124,8 @@ def _read_object(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_encoder_files(spec: str) -> None:
-    """Raise UserError unless the files of an encoder spec exist."""
+def resolve_encoder(spec: str) -> ModelFiles:
+    """The files of an encoder spec. UserError: one is missing."""
     source, reference = parse_spec(spec)
     if source == "open_clip":
         directory = resolve_open_clip_dir(reference)
@@ -162,13 +145,17 @@ def check_encoder_files(spec: str) -> None:
         for path, content in ((directory / OPEN_CLIP_CONFIG, "config"), (find_open_clip_weights(directory), "weights")):
             if not path.is_file():
                 raise UserError(f"encoder: {reference} has no {content} (expected {path.name})")
-    elif source == "transformers":
+        return ModelFiles.of(reference, directory)
+    if source == "transformers":
         directory = resolve_model_dir(reference, "encoder")
         if not directory.is_dir():
             raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
         if not (directory / "config.json").is_file():
             raise UserError(f"encoder: {reference} has no config.json (expected a model in the transformers format)")
-    elif source == "timm":
-        _, _, origin = reference.partition("@")
-        if origin not in {"", "random"} and not Path(origin).is_file():
-            raise UserError(f"encoder: {origin}: no such file (expected safetensors weights, or @random)")
+        return ModelFiles.of(reference, directory)
+    _, _, origin = reference.partition("@")
+    if source != "timm" or origin in {"", "random"}:
+        return ModelFiles()
+    if not Path(origin).is_file():
+        raise UserError(f"encoder: {origin}: no such file (expected safetensors weights, or @random)")
+    return ModelFiles(path=Path(origin), local=origin)

@@ -19,8 +19,7 @@ from clips.errors import UserError
 from clips.interchange.hf_files import read_normalization
 from clips.model.initialization import resize_pos_embed
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_safetensors
-from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders import check_encoder_files, timm_source
+from llava_bridge.encoders import resolve_encoder, timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
@@ -250,8 +249,8 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     from llava_bridge.model.modeling_llava import register
 
     register()  # the tower may be that of a LLaVA
-    check_encoder_files(f"transformers:{reference}")
-    directory = resolve_model_dir(reference, "encoder")
+    directory = resolve_encoder(f"transformers:{reference}").path
+    assert directory is not None
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type == "timm_wrapper":  # its config has timm's preprocessing

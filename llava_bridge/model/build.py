@@ -59,7 +59,7 @@ from llava_bridge.model.image_processing import (
     num_image_tokens,
     resolve_pinpoints,
 )
-from llava_bridge.model.llava_checks import check_llm_dir, is_llava
+from llava_bridge.model.llava_checks import is_llava, resolve_llm_dir
 from llava_bridge.model.modeling_llava import (
     LLAVAS,
     AnyConfig,
@@ -252,7 +252,7 @@ def load_tokenizer(llm: str) -> Any:
 
     UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
     """
-    check_llm_dir(llm)
+    resolve_llm_dir(llm)
     return read_tokenizer(llm)
 
 
@@ -291,8 +291,7 @@ def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     With ``keep_bf16`` a causal LM stored in bf16 stays in it. UserError: transformers cannot load it, or weights are
     missing.
     """
-    check_llm_dir(llm)
-    directory = resolve_model_dir(llm, "llm")
+    directory = resolve_llm_dir(llm)
     if not is_llava(directory):
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
         return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=dtype)

@@ -75,14 +75,18 @@ def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
         raise UserError(f"{what}: expected {IMAGE} in its tokenizer as its config.json states")
 
 
-def check_llm_dir(llm: str) -> None:
-    """Raise UserError unless ``llm`` has config, tokenizer and weights. It may be a LLaVA, whose LLM is used."""
+def resolve_llm_dir(llm: str) -> Path:
+    """The directory of a causal LM, or of a LLaVA, whose LLM is used; or the Hub's copy.
+
+    UserError: it has no config, tokenizer or weights.
+    """
     directory = resolve_model_dir(llm, "llm")
     if not directory.is_dir():
         raise UserError(f"llm: {llm} is not a directory (expected one, or ORG/NAME on the Hub)")
     if "mm_vision_tower" in read_config(directory):
         raise UserError(f"llm: {llm} is a LLaVA in the original format; convert it by `llava-bridge convert`")
     _check_files(f"llm: {llm}", directory, "causal LM")
+    return directory
 
 
 def _check_files(what: str, directory: Path, model: str) -> None:

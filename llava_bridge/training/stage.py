@@ -31,6 +31,7 @@ from clips.model.compute import compile_modules
 from clips.model.loading import ADAPTER_DIR
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
+from llava_bridge.training.inputs import Inputs
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
 from llava_bridge.training.lora import add_lora, copy_dequantized, numel_unpacked, share_without_adapter
 from llava_bridge.training.loss import LlavaLoss
@@ -56,13 +57,14 @@ from llava_bridge.training.trainer import (
 from llava_bridge.training.validation import StageValidation
 
 
-def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, run_log: RunLog) -> None:
-    """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
+def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -> None:
+    """Run stage ``name`` and write its model to the work directory's ``name/model``; called in every process.
 
     UserError: parts or data are incompatible, too many samples are invalid, or a loss or gradient is not finite.
     SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
+    config, work = inputs.config, inputs.work
     stage, checkpoints = config.stage(name), work / name / CHECKPOINTS_DIR
     bf16 = config.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -98,7 +100,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
     is_universal = checkpoint is not None and convert_if_of_other_processes(checkpoint)
 
     # HF's Trainer under DeepSpeed, and what is called between its steps.
-    args = training_arguments(config, name, steps, checkpoints, universal=is_universal)
+    args = training_arguments(inputs, name, steps, checkpoints, universal=is_universal)
     trainer = StageTrainer(
         stage=stage,
         stage_name=name,

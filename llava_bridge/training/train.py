@@ -19,26 +19,18 @@ from typing import Any
 
 from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
-from clips.core.identity import RUN, Identity
+from clips.core.identity import RUN
 from clips.core.run_log import METRICS_FILE, TENSORBOARD_DIR, RunLog, check_trackers
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.model_card import write_card
-from clips.model_refs import TRAIN_CONFIG, work_dir
+from clips.model_refs import TRAIN_CONFIG
 from clips.text_files import safe_json_loads
 from clips.typed_data import checked, to_yaml
 from llava_bridge.training import launch
+from llava_bridge.training.inputs import Inputs, resolve_inputs
 from llava_bridge.training.launch import is_main_process, log_rank0, start_ranks
-from llava_bridge.training.run_dir import (
-    check_inputs,
-    data_manifest,
-    has_progress,
-    lock_work_dir,
-    parent_artifacts,
-    prepare_work_dir,
-    remove_leftover,
-    run_identity,
-)
+from llava_bridge.training.run_dir import has_progress, lock_work_dir, prepare_work_dir, remove_leftover
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 
@@ -51,12 +43,12 @@ def run_train(config: LlavaTrainConfig) -> None:
     launched = launch.launcher_world_size()
     with launch.report_once():
         config = checked(config)
-        check_inputs(config)
+        inputs = resolve_inputs(config)
         check_trackers(config.report_to)
-        if check_finished(config.output, "llava", run_identity(config)):
+        if check_finished(config.output, "llava", inputs.identity):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():
-                remove_leftover(config)
+                remove_leftover(inputs)
             return
         if launched is not None:
             config = config.with_processes(launched)
@@ -69,21 +61,21 @@ def run_train(config: LlavaTrainConfig) -> None:
             if stated is None and gpus > 1:
                 log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
                 config = config.with_processes(gpus)
-        check_inputs(config)  # again, now against the number of processes
-        config_file = work_dir(config.output) / TRAIN_CONFIG
+        inputs = dataclasses.replace(inputs, config=config)
+        config_file = inputs.work / TRAIN_CONFIG
         with contextlib.ExitStack() as stack:
             if is_main_process():
-                stack.enter_context(lock_work_dir(config))
-                prepare_work_dir(work_dir(config.output), config)
+                stack.enter_context(lock_work_dir(inputs))
+                prepare_work_dir(inputs)
                 atomic_write(config_file, to_yaml(config))
             stop = stack.enter_context(graceful_shutdown())
             if launched is None:  # the other processes read their config from the file
                 stack.enter_context(start_ranks(config.distributed.num_processes or 1, config_file))
-            run_stages(config, stop)
+            run_stages(inputs, stop)
         log_rank0(f"wrote {config.output}; next: `llava-bridge chat {config.output} --image FILE`")
 
 
-def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
+def run_stages(inputs: Inputs, stop: StopRequest) -> None:
     """Run the missing stages and write the output directory; called in every process."""
     from transformers.utils import logging as transformers_logging
 
@@ -96,17 +88,18 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
 
     launch.init_process_group()
     launch.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
-    work = work_dir(config.output)
+    work = inputs.work
     _check_shared(work)
-    given, config = config, _with_precision(config, work)
+    config = _with_precision(inputs.config, work)
+    inputs = dataclasses.replace(inputs, config=config)
     with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
         for name in config.stages:
             if (work / name / "model").is_dir():
                 log_rank0(f"{name}: done before")
             else:
-                train_stage(config, name, work, stop, run_log)
+                train_stage(inputs, name, stop, run_log)
     if is_main_process():
-        _write_output(config, run_identity(given), work)
+        _write_output(inputs)
     launch.barrier()
 
 
@@ -142,7 +135,8 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
     return dataclasses.replace(config, precision=from_main(resolved)) if config.precision == "auto" else config
 
 
-def _write_output(config: LlavaTrainConfig, identity: Identity, work: Path) -> None:
+def _write_output(inputs: Inputs) -> None:
+    config, work = inputs.config, inputs.work
     summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
     with atomic_artifact_dir(config.output, kind="llava") as directory:
         shutil.copytree(work / config.stages[-1] / "model", directory, dirs_exist_ok=True)
@@ -155,9 +149,9 @@ def _write_output(config: LlavaTrainConfig, identity: Identity, work: Path) -> N
             kind="llava",
             config=config,
             seed=config.seed,
-            data=data_manifest(config),
-            parents=parent_artifacts(config),
-            identity=identity.values,
+            data={**inputs.data, **inputs.commits},
+            parents=inputs.parents,
+            identity=inputs.identity.values,
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )

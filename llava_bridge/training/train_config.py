@@ -305,11 +305,3 @@ class LlavaTrainConfig(AssemblyConfig):
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""
         return {"align": self.align, "instruct": self.instruct}[name]
-
-    def deepspeed(self, name: str) -> str:
-        """The DeepSpeed JSON of the stage ``name``."""
-        return self.stage(name).deepspeed or self.distributed.deepspeed
-
-    def deepspeed_field(self, name: str) -> str:
-        """The field that names the DeepSpeed JSON of the stage ``name``."""
-        return f"{name}.deepspeed" if self.stage(name).deepspeed else "distributed.deepspeed"

@@ -30,9 +30,9 @@ from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
 from llava_bridge.data.batches import LengthGroupedSampler, RandomOrder
 from llava_bridge.training.checkpoints import mark_complete
+from llava_bridge.training.inputs import MAX_GRAD_NORM, Inputs
 from llava_bridge.training.launch import is_main_process, log_rank0
-from llava_bridge.training.run_dir import MAX_GRAD_NORM, deepspeed_config
-from llava_bridge.training.train_config import RATE_FIELDS, LlavaTrainConfig, Part, StageConfig
+from llava_bridge.training.train_config import RATE_FIELDS, Part, StageConfig
 
 LOG_INTERVAL_SECONDS = 5.0
 
@@ -171,17 +171,17 @@ def make_sampler(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_
 
 
 def training_arguments(
-    config: LlavaTrainConfig, name: str, steps: int, folder: Path, *, universal: bool = False
+    inputs: Inputs, name: str, steps: int, folder: Path, *, universal: bool = False
 ) -> TrainingArguments:
     """HF Trainer's arguments for the stage ``name`` of this number of ``steps``, with its checkpoints in ``folder``.
 
     ``universal``: it resumes from a checkpoint in DeepSpeed's universal form.
     """
-    stage, processes = config.stage(name), int(os.environ["WORLD_SIZE"])
-    chosen = config.deepspeed(name)
-    deepspeed = deepspeed_config(chosen, config.deepspeed_field(name))
+    config, processes = inputs.config, int(os.environ["WORLD_SIZE"])
+    stage, file = config.stage(name), inputs.deepspeed[name]
+    deepspeed = dict(file.settings)
     if ignored := [part for part in ("optimizer", "scheduler") if deepspeed.pop(part, None)]:
-        log_rank0(f"{name}: {chosen}: {' and '.join(ignored)} ignored, since the stage has settings for them")
+        log_rank0(f"{name}: {file.name}: {' and '.join(ignored)} ignored, since the stage has settings for them")
     # Without these fields DeepSpeed would not clip, and compute in float32.
     batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     deepspeed = {**dict.fromkeys([*batches, "gradient_clipping"], "auto"), **deepspeed}
@@ -220,7 +220,7 @@ def training_arguments(
     # Most are reported before the processes start; whether bf16 is used depends on the hardware.
     if mismatches := arguments.hf_deepspeed_config.mismatches:
         differences = ", ".join(mismatch.removeprefix("- ds ") for mismatch in mismatches)
-        raise UserError(f'{config.deepspeed_field(name)}: {chosen}: expected "auto", got {differences}')
+        raise UserError(f'{file.field}: {file.name}: expected "auto", got {differences}')
     return arguments
 
 
