@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clips.core.artifact import atomic_write
+from clips.core.durable import atomic_write
 from clips.data.images import to_rgb
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb

@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import MANIFEST, atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
+from clips.core.artifact import MANIFEST, atomic_artifact_dir, check_free, read_manifest, write_manifest
 from clips.core.run_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model_card import write_card, write_model_card
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
+from clips.safe_text import log_info
 from clips.training.run_dir import CONFIG_FILE as RUN_CONFIG
 from clips.training.run_dir import TRAIN_STATE_FILE, list_checkpoints, read_run_config, read_train_state
 from clips.training.train_config import completed_stages
@@ -115,7 +116,11 @@ def _export_checkpoint(config: ExportConfig) -> None:
 
 
 def _export_to_transformers(config: ExportConfig) -> None:
-    """Raises UserError if transformers cannot compute the encoder, or its features would differ."""
+    """Write the encoder in transformers' format.
+
+    Raises:
+        UserError: transformers cannot compute it, or its features would differ.
+    """
     from clips.encoder import load_encoder
     from clips.interchange import hf_clip, hf_siglip
     from clips.interchange.parity import compare

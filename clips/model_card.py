@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import atomic_write
+from clips.core.durable import atomic_write
 from clips.method.recipes import RECIPES
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
 from clips.safe_text import escape_markdown

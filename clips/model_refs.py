@@ -105,7 +105,11 @@ def read_encoder_config(directory: Path) -> dict[str, Any]:
 
 
 def require_encoder_config(directory: Path) -> dict[str, Any]:
-    """The open_clip config of an encoder directory. Raises UserError unless it has a ``model_cfg``."""
+    """The open_clip config of an encoder directory.
+
+    Raises:
+        UserError: unless it has a ``model_cfg``.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected an encoder directory")
     reject_adapters(directory, str(directory))

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from clips.commandline.parsing import parse_config
-from clips.core.artifact import log_info
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.ranges import Positive, PositiveFraction
+from clips.safe_text import log_info
 from clips.training.train_config import EncoderTrainConfig, stage_configs
 
 _RESERVE, _FRAGMENTATION = 2e9, 0.05  # assumed: context, libraries and NCCL; gaps between tensors

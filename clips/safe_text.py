@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,3 +40,8 @@ def redact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return value
+
+
+def log_info(message: str) -> None:
+    """Print one log line to standard error, without control characters and secrets."""
+    print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

@@ -154,7 +154,11 @@ def reject_named_pipe(path: Path) -> None:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value of a YAML file. Raises UserError if it cannot be read or `parse_yaml` rejects it."""
+    """The value of a YAML file.
+
+    Raises:
+        UserError: if it cannot be read or `parse_yaml` rejects it.
+    """
     reject_named_pipe(Path(path))
     try:
         return parse_yaml(Path(path).read_text(encoding="utf-8"))
@@ -169,7 +173,11 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError if it is missing, or not JSON."""
+    """The content of a JSON file.
+
+    Raises:
+        UserError: if it is missing, or not JSON.
+    """
     try:
         return safe_json_loads(_content(path))
     except ValueError as error:
@@ -277,7 +285,11 @@ def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[s
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a file of UTF-8, or UTF-16 with its mark. Raises UserError if it is missing or neither."""
+    """The lines of a file of UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        UserError: if it is missing or neither.
+    """
     return text_lines(_content(path), str(path))
 
 

@@ -22,17 +22,11 @@ from torch import Tensor
 
 from clips.commandline.progress import ProgressLine
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
-from clips.core.artifact import (
-    atomic_update_dir,
-    atomic_write,
-    directory_hash,
-    lock_output,
-    log_info,
-    read_manifest,
-    write_manifest,
-)
+from clips.core.artifact import atomic_update_dir, directory_hash, read_manifest, write_manifest
+from clips.core.durable import atomic_write
 from clips.core.identity import identity as identity_of
 from clips.core.identity import is_below
+from clips.core.locks import lock_output
 from clips.core.run_log import RunLog
 from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
@@ -44,6 +38,7 @@ from clips.model.tokenizer import unknown_tokens
 from clips.model_card import write_model_card
 from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
 from clips.parallel.parallel_model import full_tensor
+from clips.safe_text import log_info
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
 from clips.training.run_dir import CHECKPOINTS_DIR, ThroughputTimer, check_trained, create_run_dir, remove_checkpoints

@@ -39,7 +39,8 @@ from benchmarks.results.result_types import BLOCKER
 from benchmarks.results.results import Result, read_items
 from benchmarks.results.statistics import holm_correction, image_scores, scores_interval
 from benchmarks.study.state import find_producer, read_record
-from clips.core.artifact import MANIFEST, atomic_write, read_manifest
+from clips.core.artifact import MANIFEST, read_manifest
+from clips.core.durable import atomic_write
 from clips.errors import UserError
 
 _SCALE = 100.0  # hits to per cent, and CIDEr as in papers

@@ -24,7 +24,8 @@ from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.registry import configure
 from benchmarks.tasks.run_benchmarks import RunConfig
-from clips.core.artifact import atomic_write, write_manifest
+from clips.core.artifact import write_manifest
+from clips.core.durable import atomic_write
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 from clips.export import ExportConfig

@@ -13,7 +13,7 @@ import bridge_world
 import psutil
 import pytest
 
-from clips.core.artifact import lock_output
+from clips.core.locks import lock_output
 from llava_bridge.training.train_config import DistributedConfig
 
 TWO = DistributedConfig(num_processes=2, deepspeed="zero3")

@@ -171,7 +171,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(c
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("clips.core.artifact.fcntl.flock", flock)
+    monkeypatch.setattr("clips.core.locks.fcntl.flock", flock)
     with run_dir.lock_work_dir(resolve_inputs(config)):
         assert "no locks here (No locks available); ensure that no other run writes" in capsys.readouterr().err
 

@@ -12,15 +12,14 @@ from safetensors.torch import save_file
 from clips.core import artifact
 from clips.core.artifact import (
     atomic_artifact_dir,
-    atomic_output_path,
     atomic_update_dir,
-    atomic_write,
     check_finished,
     directory_hash,
-    lock_output,
     read_manifest,
     write_manifest,
 )
+from clips.core.durable import atomic_output_path, atomic_write
+from clips.core.locks import lock_output
 from clips.errors import UserError
 
 

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from clips import train as training_commands
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
-from clips.core.artifact import directory_hash, lock_output, write_manifest
+from clips.core.artifact import directory_hash, write_manifest
+from clips.core.locks import lock_output
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ModelConfig, build_model
@@ -196,7 +197,7 @@ def test_a_second_run_in_one_directory_is_rejected_and_a_killed_one_leaves_no_lo
     code = f"""
 import os, sys
 from pathlib import Path
-from clips.core.artifact import lock_output
+from clips.core.locks import lock_output
 with lock_output(Path({str(lock)!r}), "run"):
     if os.fork() == 0:  # as a DataLoader's worker, which notices the end of its process after seconds
         print("locked", flush=True)  # here, since a fork has closed its copy of the lock only when it runs

@@ -12,10 +12,10 @@ import report_material
 from benchmarks import cli as bench
 from benchmarks.results.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.core.artifact import log_info, read_manifest, write_manifest
+from clips.core.artifact import read_manifest, write_manifest
 from clips.core.identity import Identity, identity
 from clips.errors import UserError
-from clips.safe_text import REDACTED, redact
+from clips.safe_text import REDACTED, log_info, redact
 from clips.train import train
 from clips.training.run_dir import check_trained, create_run_dir
 from clips.training.train_config import EncoderTrainConfig

@@ -33,7 +33,8 @@ from benchmarks.study.commands import (
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.status import read_statuses
-from clips.core.artifact import lock_output, write_manifest
+from clips.core.artifact import write_manifest
+from clips.core.locks import lock_output
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}

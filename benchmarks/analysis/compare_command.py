@@ -27,8 +27,9 @@ from benchmarks.results.protocol import (
 )
 from benchmarks.results.results import Result, read_result
 from benchmarks.study.study_record import RECORD_FILE, RowRecord
-from clips.core.artifact import atomic_write, log_info
+from clips.core.durable import atomic_write
 from clips.errors import UserError
+from clips.safe_text import log_info
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,9 @@ from benchmarks.exchange import csv_rows, lmms_eval
 from benchmarks.exchange.imported import Imported
 from benchmarks.results.results import check_name, check_not_newer, read_fields, result_path, write_result
 from benchmarks.results.validation import check_fields, check_items
-from clips.core.artifact import log_info, writable_directory
+from clips.core.durable import writable_directory
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,9 @@ from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.items import QuestionImage, items_table
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
-from clips.core.artifact import log_info
 from clips.core.chat_client import REASONING_TAGS
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 from clips.text_files import check_keys, read_json, read_json_lines
 from clips.typed_data import from_plain
 

@@ -14,11 +14,18 @@ from typing import Literal
 
 from benchmarks.results.formatting import join_or_count, join_with_and
 from benchmarks.results.protocol import ranking_keys
-from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
+from benchmarks.results.results import (
+    Result,
+    enclosing_study,
+    has_items,
+    lexical_abspath,
+    read_result,
+    reject_duplicates,
+    result_files,
+)
 from benchmarks.study.state import LOG_FILE, StepKey, StepRecord, describe_acceptance, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StepPlan, StudyRecord, read_study_record
 from benchmarks.tasks.mllm.judge import NO_JUDGE
-from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
 
 _MAX_MODELS = 12

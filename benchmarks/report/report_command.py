@@ -9,8 +9,9 @@ from typing import Literal
 
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.study.study_record import Display
-from clips.core.artifact import atomic_write, log_info, writable_directory
+from clips.core.durable import atomic_write, writable_directory
 from clips.errors import unknown_name_error
+from clips.safe_text import log_info
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from benchmarks.results.result_types import WITH_ALL_NUMBERS as WITH_ALL_NUMBERS
 from benchmarks.results.result_types import Metric as Metric
 from benchmarks.results.result_types import columns_of as columns_of
 from benchmarks.results.validation import GROUPS, check_fields, check_items
-from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
+from clips.core.durable import atomic_output_path, atomic_write
 from clips.core.identity import file_hash
 from clips.errors import UserError
 from clips.safe_text import redact
@@ -58,6 +59,11 @@ def check_name(name: str, what: str) -> None:
     is_short = len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
     if not (is_short and all(map(is_of_name, name)) and (name[:1].isalnum() or name[:1] == "_")):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
+
+
+def lexical_abspath(path: Path) -> Path:
+    """An absolute path without ``..``; symlinks are not followed."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def enclosing_study(result: Path) -> Path:

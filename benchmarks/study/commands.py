@@ -32,10 +32,11 @@ from benchmarks.study.steps import StudyPlan, build_plan, resolve_resources, wit
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.trash import TRASH, check_costly, move, replacements, size_of
 from benchmarks.tasks.output_cache import CACHE_DIR
-from clips.core.artifact import git_state, library_versions, log_info
+from clips.core.artifact import git_state, library_versions
 from clips.core.parent_death import usable_cores
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from clips.safe_text import log_info
 
 _OVERRIDING = ("output", "seeds", "include", "jobs", "profile", "confirm_hours")  # fields of a study, if given
 

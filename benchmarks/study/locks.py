@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clips.core.artifact import log_info, writable_directory
+from clips.core.durable import writable_directory
 from clips.errors import UserError
 from clips.gpus import VISIBLE
+from clips.safe_text import log_info
 
 LOCK = ".lock"
 _POLL_SECONDS = 0.2

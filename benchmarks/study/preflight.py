@@ -17,11 +17,11 @@ from benchmarks.study.state import Step
 from benchmarks.study.step_kinds import STEP_KINDS, kind_of
 from benchmarks.study.steps import StudyPlan
 from benchmarks.study.study_record import NO_LLAVA
-from clips.core.artifact import log_info
 from clips.data.formats.dataset_format import ALL, WHOLE
 from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import TIMM_PREFIX
+from clips.safe_text import log_info
 from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:

@@ -41,10 +41,12 @@ from benchmarks.study.state import (
 from benchmarks.study.step_kinds import STEP_KINDS
 from benchmarks.study.trash import move, paths_of_output, replaced_outputs
 from clips.commandline.signals import STOP_SIGNALS, sigterm_interrupts
-from clips.core.artifact import atomic_write, git_state, library_versions, log_info
+from clips.core.artifact import git_state, library_versions
+from clips.core.durable import atomic_write
 from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
 from clips.gpus import visible_gpus
+from clips.safe_text import log_info
 from clips.typed_data import from_plain, to_plain, to_yaml
 
 WORKFLOW = Path(__file__).with_name("study.smk")

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.results.results import lexical_abspath
 from benchmarks.study.launch import Resources
 from benchmarks.study.locks import LOCK, is_locked
-from clips.core.artifact import MANIFEST, atomic_write, find_damage, lexical_abspath, read_manifest
+from clips.core.artifact import MANIFEST, find_damage, read_manifest
+from clips.core.durable import atomic_write
 from clips.core.parent_death import usable_cores
 from clips.errors import UserError
 from clips.typed_data import to_plain

@@ -104,7 +104,10 @@ def build_plan(study: Study) -> StudyPlan:
 def in_order(steps: Mapping[str, Step]) -> tuple[Step, ...]:
     """The steps by name, parents before children, each right before its first dependent.
 
-    An interrupted study therefore has complete models, not only encoders. UserError for a cycle.
+    An interrupted study therefore has complete models, not only encoders.
+
+    Raises:
+        UserError: for a cycle.
     """
     ordered: dict[str, Step] = {}
 

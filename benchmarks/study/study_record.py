@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import atomic_write
+from clips.core.durable import atomic_write
 from clips.errors import UserError, unknown_name_error
 from clips.safe_text import redact, strip_control_chars
 from clips.text_files import read_json

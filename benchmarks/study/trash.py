@@ -28,7 +28,8 @@ from benchmarks.study.state import (
     state_of,
     step_directory,
 )
-from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, temp_path_for, write_errors_as_user_errors
+from clips.core.artifact import MANIFEST, STAGES_DIR
+from clips.core.durable import UUID_PATTERN, temp_path_for, write_errors_as_user_errors
 from clips.errors import UserError
 
 TRASH = "trash"

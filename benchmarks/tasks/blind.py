@@ -89,7 +89,8 @@ def draw_sample(images: Sequence[str | None], data_hash: str, ratio: float, *, m
         ratio: of the items that have an image.
         more: other images that may replace one.
 
-    Raises UserError: fewer than two different images.
+    Raises:
+        UserError: fewer than two different images.
     """
     counts = Counter(image for image in images if image is not None)
     names = {*counts, *more}

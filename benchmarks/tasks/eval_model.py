@@ -112,7 +112,11 @@ class EvalModel:
 
     @functools.cached_property
     def device(self) -> str:
-        """``"cuda"`` or ``"cpu"``. Raises UserError if cuda is requested and unavailable."""
+        """``"cuda"`` or ``"cpu"``.
+
+        Raises:
+            UserError: if cuda is requested and unavailable.
+        """
         import torch
 
         if self.config.device == "cuda" and not torch.cuda.is_available():
@@ -147,7 +151,11 @@ class EvalModel:
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:
-        """The encoder with its text tower. Raises UserError if there is none, or it cannot be loaded."""
+        """The encoder with its text tower.
+
+        Raises:
+            UserError: if there is none, or it cannot be loaded.
+        """
         from benchmarks.tasks.encoders import dual_encoder
 
         if self.is_bare_tower:
@@ -173,7 +181,11 @@ class EvalModel:
 
     @functools.cached_property
     def llava(self) -> tuple[Any, Any]:
-        """(model, processor) of the LLaVA. Raises UserError if there is none, or it cannot be loaded."""
+        """(model, processor) of the LLaVA.
+
+        Raises:
+            UserError: if there is none, or it cannot be loaded.
+        """
         from benchmarks.tasks.mllm.offline_tasks import go_offline
 
         if self.config.endpoint:
@@ -185,7 +197,11 @@ class EvalModel:
 
     @functools.cached_property
     def lmms(self) -> Any:
-        """The lmms-eval model that replaces the LLaVA. Raises UserError if it cannot be loaded."""
+        """The lmms-eval model that replaces the LLaVA.
+
+        Raises:
+            UserError: if it cannot be loaded.
+        """
         if self.config.lmms is None:
             raise UserError("lmms: expected one of lmms-eval's models")
         return load_lmms_model(self.config.lmms)
@@ -203,7 +219,11 @@ class EvalModel:
 
     @functools.cached_property
     def _served(self) -> str:
-        """What servers say of the model. Raises UserError if none answers, or has it."""
+        """What servers say of the model.
+
+        Raises:
+            UserError: if none answers, or has it.
+        """
         return self.chat_client().identify_model(str(self.config.llava))
 
     def load(self, needs: RequiredModel) -> None:
@@ -216,7 +236,8 @@ class EvalModel:
     def path(self, needs: RequiredModel) -> str:
         """The path of the part that a benchmark uses: its directory, or the Hub's copy.
 
-        Raises UserError: the model lacks it, it has no text tower, or there is no such directory.
+        Raises:
+            UserError: the model lacks it, it has no text tower, or there is no such directory.
         """
         field = MODEL_FIELDS[needs]
         given = getattr(self.config, field)
@@ -264,7 +285,8 @@ def _tower_hash(spec: str) -> str:
 def load_lmms_model(config: LmmsModel) -> Any:
     """Load one of lmms-eval's models.
 
-    Raises UserError: an unknown name, a missing library, or any other error of its class.
+    Raises:
+        UserError: an unknown name, a missing library, or any other error of its class.
     """
     from benchmarks.tasks.mllm.offline_tasks import error_reason, suppress_output
 

@@ -61,7 +61,8 @@ _HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 def run_list(config: ListConfig) -> None:
     """Print the built-in benchmarks: required model, items, license, description, settings; or one with its details.
 
-    Raises UserError: an unknown benchmark.
+    Raises:
+        UserError: an unknown benchmark.
     """
     if config.benchmark is not None:
         entry = get_benchmark(config.benchmark)

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.results.protocol import CODE_VERSION
 from clips.core import durable
-from clips.core.artifact import write_errors_as_user_errors
 from clips.core.cache import tensor_cache
+from clips.core.durable import write_errors_as_user_errors
 from clips.core.identity import digest
 from clips.errors import UserError
 
@@ -119,7 +119,8 @@ class EmbeddingCache:
             batches: indices of the items of each batch, a partition of the N items.
             compute: yields the (b, D) vectors of each given batch.
 
-        Raises UserError: raised by ``compute``, in all processes.
+        Raises:
+            UserError: raised by ``compute``, in all processes.
         """
         parts = tensor_cache(self.folder / f"{self.key}-{digest([len(batch) for batch in batches])[:8]}")
         names = [f"{number:06d}" for number in range(len(batches))]

@@ -35,11 +35,13 @@ from benchmarks.tasks.mllm.judge import NO_JUDGE
 from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key, run_on_all, run_on_main
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, get_benchmark
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
+from clips.core.artifact import directory_hash, git_state, library_versions
 from clips.core.chat_client import check_urls
+from clips.core.durable import writable_directory
 from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.safe_text import log_info
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 from clips.typed_data import checked, flatten, with_defaults
 from llava_bridge.model.llava_checks import is_llava

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-from clips.core.artifact import log_info
+from clips.safe_text import log_info
 
 _LOG_SECONDS = 30.0  # between log lines
 Item = TypeVar("Item")

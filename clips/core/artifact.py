@@ -1,4 +1,4 @@
-"""What makes an output complete and believed: atomic writes, one run at a time, and the manifest of an artifact.
+"""Artifacts: directories that are complete, replaced at once, and described by a manifest.
 
 An artifact is a directory in its ecosystem's format (open_clip, transformers, WebDataset) plus ``manifest.json``.
 """
@@ -7,34 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
-import stat
 import subprocess
-import sys
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clips.core import durable
+from clips.core.durable import atomic_write, open_to_umask, reject_files, write_errors_as_user_errors
 from clips.core.identity import Identity, content_hashes, file_hash
 from clips.errors import UserError
-from clips.safe_text import redact, strip_control_chars
+from clips.safe_text import redact
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain
 
 MANIFEST = "manifest.json"
-UUID_PATTERN = "[0-9a-f]{32}"
-"""Pattern of the unique part in the names of `temp_path_for`."""
 STAGES_DIR = ".stages"
 """Suffix of an encoder's name: the directory with the outputs of its earlier training stages."""
 HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
@@ -79,28 +71,6 @@ def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterato
         _end_replacement(target, replaced)
 
 
-def open_to_umask(root: Path) -> None:
-    """Set the umask's permissions on a file, or all files below a directory, if their mode is 0600.
-
-    safetensors and `tempfile` write with that mode.
-    """
-    files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
-    for path in files:
-        if stat.S_IMODE(path.stat().st_mode) == 0o600:
-            path.chmod(_default_mode(path.parent))
-
-
-@functools.cache
-def _default_mode(directory: Path) -> int:
-    # Of a file, because the umask cannot be read without setting it for all threads.
-    probe = temp_path_for(directory / "umask")
-    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink()
-
-
 def _end_replacement(target: Path, replaced: Path) -> None:
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -118,7 +88,7 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
         raise UserError(
             f"'{path}': expected a directory to write, not the current one, a parent of it or a mount point"
         )
-    _reject_files(path)
+    reject_files(path)
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
         reason = ""
@@ -137,12 +107,6 @@ def check_free(path: str | Path) -> None:
     check_overwritable(path, trained=True)
     if Path(path).is_dir() and any(Path(path).iterdir()):
         raise UserError(f"{path}: exists already; choose another output or remove it")
-
-
-def _reject_files(path: str | Path) -> None:
-    for place in (Path(path), *Path(path).parents):
-        if place.is_file():
-            raise UserError(f"{place}: is a file; expected a directory to write")
 
 
 def _kind(directory: Path) -> str | None:
@@ -221,103 +185,6 @@ def atomic_update_dir(directory: str | Path) -> Iterator[Path]:
             durable.sync(folder)
 
 
-def lexical_abspath(path: Path) -> Path:
-    """An absolute path without ``..``; symlinks are not followed."""
-    return Path(os.path.normpath(path.absolute()))
-
-
-def temp_path_for(path: Path) -> Path:
-    """A hidden, globally unique temporary name for ``path``."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-
-
-def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write ``content``, a string as UTF-8, so that a crash or power cut leaves either the old or the new file."""
-    with atomic_output_path(Path(path)) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def atomic_output_path(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path``, which replaces ``path`` when the block succeeds, and is then on the disk."""
-    partial = temp_path_for(path)
-    with write_errors_as_user_errors(path):
-        durable.make_directory(path.parent)
-        try:
-            yield partial
-            open_to_umask(partial)
-            durable.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def writable_directory(path: str | Path) -> Path:
-    """``path``, created if missing. Raises UserError if it is not writable, before any work is lost."""
-    directory = Path(path)
-    with write_errors_as_user_errors(path):
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()  # permissions are no reliable test, for example in /proc
-    return directory
-
-
-@contextlib.contextmanager
-def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
-    """Turn an OSError into a UserError, except that of a full disk, which `clips.commandline.commands` reports."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        if error.errno in {errno.EEXIST, errno.ENOTDIR}:
-            _reject_files(path)
-        raise UserError(f"{path}: cannot write here ({error.strerror or error})") from None
-
-
-_held_locks: set[int] = set()
-
-
-@contextlib.contextmanager
-def lock_output(path: Path, output: str | Path) -> Iterator[None]:
-    """Hold the lock of ``output``, which the kernel frees when the process dies; ``path`` is deleted at the end.
-
-    Raises:
-        UserError: another run holds the lock, or its file cannot be written.
-    """
-    while True:
-        with write_errors_as_user_errors(output):
-            durable.make_directory(path.parent)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UserError(f"output: another run is writing {output}") from None
-        except OSError as error:  # network file systems may be mounted without locks
-            log_info(f"{path}: no locks here ({error.strerror}); ensure that no other run writes {output}")
-            break
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                break
-        os.close(lock)  # its owner has just ended and deleted it
-    _held_locks.add(lock)
-    try:
-        yield
-    finally:
-        _held_locks.discard(lock)
-        path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _close_locks() -> None:
-    for lock in _held_locks:
-        os.close(lock)
-    _held_locks.clear()
-
-
-# Forked workers outlive a killed process for seconds, in which they would hold its lock.
-os.register_at_fork(after_in_child=_close_locks)
-
-
 def write_manifest(
     directory: Path,
     *,
@@ -366,7 +233,11 @@ def write_manifest(
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact. Raises UserError if the directory or its manifest is missing or unreadable."""
+    """The manifest of an artifact.
+
+    Raises:
+        UserError: if the directory or its manifest is missing or unreadable.
+    """
     path = Path(directory) / MANIFEST
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")
@@ -436,8 +307,3 @@ def git_state() -> dict[str, Any]:
         return {"commit": commit, "dirty": bool(subprocess.check_output(["git", "status", "--porcelain"], **here))}
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-def log_info(message: str) -> None:
-    """Print one log line to standard error, without control characters and secrets."""
-    print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

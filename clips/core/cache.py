@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clips.core import durable
-from clips.core.artifact import atomic_output_path, open_to_umask, temp_path_for, write_errors_as_user_errors
+from clips.core.durable import atomic_output_path, open_to_umask, temp_path_for, write_errors_as_user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,11 @@ class Cache(Generic[Value]):
             return None
 
     def put(self, key: str, value: Value) -> None:
-        """Write an entry atomically. Raises UserError if the directory is not writable."""
+        """Write an entry atomically.
+
+        Raises:
+            UserError: if the directory is not writable.
+        """
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
 
@@ -53,7 +57,9 @@ class Cache(Generic[Value]):
         """Write an entry unless another process has written it by now; return the entry's value.
 
         All processes that compute an entry at once get the same value, also if theirs differ by rounding. Raises
-        UserError if the directory is not writable.
+
+        Raises:
+            UserError: if the directory is not writable.
         """
         path = self.path(key)
         partial = temp_path_for(path)
@@ -188,7 +194,11 @@ class TensorShards:
             self.flush()
 
     def flush(self) -> None:
-        """Write the collected tensors. Raises UserError if the directory is not writable."""
+        """Write the collected tensors.
+
+        Raises:
+            UserError: if the directory is not writable.
+        """
         from safetensors.torch import save_file
 
         if self.collected:

@@ -22,8 +22,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clips.core.artifact import log_info
 from clips.errors import UserError
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
@@ -297,7 +297,11 @@ def token_counts(reply: Mapping[str, Any]) -> dict[str, int]:
 
 
 def check_urls(field: str, urls: Sequence[str]) -> None:
-    """Raises UserError unless each is an http(s) URL."""
+    """Check the URLs of servers.
+
+    Raises:
+        UserError: one is no http(s) URL.
+    """
     for url in urls:
         if not re.match(r"https?://[^/\s]+", url):
             raise UserError(f"{field}: expected a URL such as http://127.0.0.1:8000/v1, got '{url}'")

@@ -219,7 +219,11 @@ def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of one file's content. Raises UserError if it cannot be read."""
+    """SHA-256 of one file's content.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     try:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

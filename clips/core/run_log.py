@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
+from clips.core.durable import atomic_write, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
-from clips.safe_text import redact
+from clips.safe_text import log_info, redact
 from clips.text_files import safe_json_loads
 from clips.typed_data import flatten, to_plain
 
@@ -88,7 +88,11 @@ TRACKERS: dict[TrackerName, Callable[[Path, str, Mapping[str, Any]], MetricsTrac
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError if a tracker's package is not installed."""
+    """Check that the trackers' packages are installed.
+
+    Raises:
+        UserError: one is not.
+    """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"report_to: expected the package {name} to be installed (pip install {name})")

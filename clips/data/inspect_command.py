@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import progress_iter
-from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
+from clips.core.durable import atomic_write, write_errors_as_user_errors
 from clips.data.formats.webdataset import SIZES_FILE, list_shards
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspection import Example, InspectionConfig, Span, report_inspection
@@ -32,6 +32,7 @@ from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer, unknown_tokens
 from clips.ranges import NonNegative, NonNegativeFloat
+from clips.safe_text import log_info
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
 _NUM_THREADS = 8  # that download and count shards

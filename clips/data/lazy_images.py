@@ -95,7 +95,11 @@ class LazyImage(abc.ABC):
 
     @abc.abstractmethod
     def read(self) -> bytes:
-        """The encoded image. Raises UserError if it is missing."""
+        """The encoded image.
+
+        Raises:
+            UserError: if it is missing.
+        """
 
     def exists(self) -> bool:
         """Whether its file exists; always true for an image at a known position within a file."""
@@ -106,7 +110,11 @@ class LazyImage(abc.ABC):
         return str(self)
 
     def open(self) -> Image.Image:
-        """The image in RGB. Raises UserError if it is missing or invalid."""
+        """The image in RGB.
+
+        Raises:
+            UserError: if it is missing or invalid.
+        """
         try:
             return decode_image(self.read())
         except InvalidImageError as error:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import atomic_write, log_info
+from clips.core.durable import atomic_write
 from clips.core.identity import digest, file_stamp
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 _CORRUPTION_SIGNS = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
 _MAX_OPEN = 64  # open footers and row groups per process
@@ -151,7 +152,11 @@ class ParquetRows:
         return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
     def _read_batches(self, file: str, group: int) -> Iterator[Any]:
-        """The requested columns of a row group. Raises UserError if it is broken, and as pyarrow does."""
+        """The requested columns of a row group.
+
+        Raises:
+            UserError: if it is broken, and as pyarrow does.
+        """
         import pyarrow as pa
         import pyarrow.parquet
 

@@ -19,11 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from clips.commandline.signals import STOP_SIGNALS
-from clips.core.artifact import log_info
 from clips.core.parent_death import start_python
 from clips.data.remote_files import unfinished
 from clips.data.sampler import SampleOrder
 from clips.data.sources import Source
+from clips.safe_text import log_info
 
 _END = b"end\n"
 

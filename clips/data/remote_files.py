@@ -19,8 +19,8 @@ from typing import Any
 from filelock import FileLock
 
 from clips.core import durable
-from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAME = re.compile(r"[^?\s'\"]+")  # of a file in a command, which may continue after it

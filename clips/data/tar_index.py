@@ -21,11 +21,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clips.core.artifact import log_info
 from clips.core.identity import file_stamp
 from clips.core.parent_death import end_with_parent, start_python, usable_cores
 from clips.data.remote_files import BadCopyError, ShardCache, is_remote
 from clips.errors import UserError
+from clips.safe_text import log_info
 from clips.text_files import reject_named_pipe
 
 Spans = Mapping[str, tuple[int, int]]

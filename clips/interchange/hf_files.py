@@ -138,7 +138,11 @@ def has_image_processor(path: Path) -> bool:
 
 
 def load_image_processor(path: Path) -> Any:
-    """Load a directory's image processor. Raises UserError if transformers cannot read it."""
+    """Load a directory's image processor.
+
+    Raises:
+        UserError: if transformers cannot read it.
+    """
     from transformers import AutoImageProcessor
 
     with library_errors_as_user_errors(f"{path}: transformers cannot read this image processor"):

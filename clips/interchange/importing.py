@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_free, write_manifest
+from clips.core.durable import atomic_write
 from clips.errors import UserError, unknown_name_error
 from clips.model_card import write_card
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, reject_adapters
 from clips.ranges import PositiveFloat
+from clips.safe_text import log_info
 
 if TYPE_CHECKING:
     import torch

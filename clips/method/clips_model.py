@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clips.core.artifact import log_info
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe, RecipeConfig
 from clips.model import losses, towers
 from clips.model.architectures import (
@@ -31,6 +30,7 @@ from clips.model.architectures import (
 from clips.model.captioner import Captioner, CaptionerDims, sample_tokens
 from clips.model.initialization import initialize_openvision, load_pretrained
 from clips.model.tokenizer import VOCAB_SIZE, TextTokenizer
+from clips.safe_text import log_info
 
 Tensors = Mapping[str, Tensor]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import log_info
 from clips.errors import UserError
+from clips.safe_text import log_info
 
 _MAX_DEPTH = 4  # of a state dict in a checkpoint
 _OF_OPTIMIZER = re.compile(r"optim|opt(\.|$)|exp_avg|grad|sched|scaler", re.IGNORECASE)
@@ -92,7 +92,11 @@ def has_adapters(directory: Path) -> bool:
 
 
 def merge_adapters(model: Any, directory: Path) -> Any:
-    """Merge the adapters of a LLaVA's directory, if any, into its loaded weights. UserError: they do not fit."""
+    """Merge the adapters of a LLaVA's directory, if any, into its loaded weights.
+
+    Raises:
+        UserError: they do not fit.
+    """
     if not has_adapters(directory):
         return model
     import peft
@@ -236,7 +240,8 @@ def _choose_model(
 ) -> tuple[str, list[str]]:
     """Return the name of the largest state dict, and the names of those with the same tensors, averaged ones last.
 
-    UserError: there are several that are not averaged, and none has one of the ``usual`` names.
+    Raises:
+        UserError: there are several that are not averaged, and none has one of the ``usual`` names.
     """
     ends = {name: {".".join(key.split(".")[-3:]) for key in content} for name, content in sets.items()}
     largest = max(ends.values(), key=len)

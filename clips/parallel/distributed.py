@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 EXIT_HUNG = 70
 """Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""

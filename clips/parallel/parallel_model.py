@@ -17,11 +17,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from clips.core.artifact import log_info
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.model.compute import bf16_weights, checkpoint_layers, compile_modules, repeated_layers
 from clips.parallel.distributed import DistributedContext
+from clips.safe_text import log_info
 from clips.training.train_config import DistributedConfig
 
 FLOAT32 = MixedPrecisionPolicy()  # weights are gathered as they are

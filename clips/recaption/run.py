@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from clips.commandline.progress import Progress, log_estimate
-from clips.core.artifact import MANIFEST, atomic_write, check_finished, directory_hash, log_info, read_manifest
+from clips.core.artifact import MANIFEST, check_finished, directory_hash, read_manifest
 from clips.core.cache import read_with_checksum, with_checksum
 from clips.core.chat_client import without_reasoning
+from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, identity, read_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
@@ -40,6 +41,7 @@ from clips.recaption.captioners import (
 )
 from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter, finalize_dataset, save_model_record, shard_name
+from clips.safe_text import log_info
 from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
@@ -146,7 +148,11 @@ def _run_identity(config: RecaptionConfig, source: Source) -> Identity:
 
 
 def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
-    """Whether the output is complete. UserError if it belongs to another run."""
+    """Whether the output is complete.
+
+    Raises:
+        UserError: if it belongs to another run.
+    """
     work = Path(config.output) / WORK_DIR
     if check_finished(config.output, KIND, run, work=work, contents=False):  # terabytes
         return True

@@ -15,16 +15,9 @@ from typing import Any
 from PIL import Image
 
 from clips.core import durable
-from clips.core.artifact import (
-    MANIFEST,
-    atomic_write,
-    library_versions,
-    log_info,
-    temp_path_for,
-    write_errors_as_user_errors,
-    write_manifest,
-)
+from clips.core.artifact import MANIFEST, library_versions, write_manifest
 from clips.core.chat_client import is_other_model
+from clips.core.durable import atomic_write, temp_path_for, write_errors_as_user_errors
 from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.images import decode_image
@@ -34,6 +27,7 @@ from clips.data.tar_index import add_member
 from clips.errors import UserError
 from clips.recaption.captioners import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 
 WORK_DIR = ".work"

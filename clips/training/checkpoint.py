@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from clips.core import durable
-from clips.core.artifact import atomic_write, write_errors_as_user_errors
+from clips.core.durable import atomic_write, write_errors_as_user_errors
 from clips.core.identity import file_hash
 from clips.core.run_log import METRICS_FILE
 from clips.errors import UserError, error_reason

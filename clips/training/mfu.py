@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from clips.core.artifact import log_info
 from clips.errors import error_reason
 from clips.gpus import find_gpu
 from clips.method.clips_model import ClipsModel, build_model, compute_losses
@@ -37,6 +36,7 @@ from clips.model.compute import checkpoint_layers
 from clips.model.feature_cache import compute_cached_layers
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
+from clips.safe_text import log_info
 from clips.training.train_config import EncoderTrainConfig
 
 _MAX_COUNTED = 8  # batches, each of which takes seconds

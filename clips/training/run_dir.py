@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from clips.core.artifact import atomic_write, check_finished, check_overwritable
+from clips.core.artifact import check_finished, check_overwritable
+from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, run_text
 from clips.data.formats.rows import table_files
 from clips.data.formats.webdataset import list_shards

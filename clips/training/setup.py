@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clips.core.artifact import MANIFEST, log_info
+from clips.core.artifact import MANIFEST
 from clips.data.images import normalize
 from clips.data.loader import TrainDataset
 from clips.data.sources import open_source
@@ -25,6 +25,7 @@ from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
 from clips.parallel.parallel_model import ModelEma, ParallelModel
+from clips.safe_text import log_info
 from clips.training.checkpoint import load_tensors, verify_checkpoint
 from clips.training.run_dir import TrainState, list_checkpoints, read_train_state
 from clips.training.train_config import EncoderTrainConfig

@@ -13,9 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_free, write_manifest
+from clips.core.durable import atomic_write
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 from llava_bridge.model.llava_checks import is_llava, read_config, resolve_llava_dir
 
@@ -62,7 +64,8 @@ class ConvertConfig:
 def run_convert(config: ConvertConfig) -> None:
     """Convert the LLaVA.
 
-    UserError: the source is missing, incomplete or already in that format, or the format does not support it.
+    Raises:
+        UserError: the source is missing, incomplete or already in that format, or the format does not support it.
     """
     llm = None if config.llm is None else str(resolve_model_dir(config.llm, "llm"))
     local = dataclasses.replace(config, source=str(resolve_model_dir(config.source, "source")), llm=llm)

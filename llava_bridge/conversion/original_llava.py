@@ -20,9 +20,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig
 
-from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, read_weights
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 from llava_bridge.model.image_processing import is_anyres_processor
 from llava_bridge.model.llava_checks import is_original_llava, read_config
@@ -82,7 +82,8 @@ def _swap_pairs(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
 def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
     """Read a checkpoint: a directory with all weights, or with only a projector, for which ``llm`` is given.
 
-    UserError: files are missing or would run code; the checkpoint is another LLaVA variant.
+    Raises:
+        UserError: files are missing or would run code; the checkpoint is another LLaVA variant.
     """
     config = read_config(source)
     if not is_original_llava(source):
@@ -184,7 +185,8 @@ def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | N
 def llm_config(config: Mapping[str, Any]) -> Any:
     """The LLM's config in transformers, from the known entries of an original ``config.json``.
 
-    UserError: they are not a valid config.
+    Raises:
+        UserError: they are not a valid config.
     """
     model_type = LLM_TYPES[config["model_type"]]
     excluded = {"model_type", "architectures", "transformers_version", "dtype"}
@@ -201,7 +203,8 @@ def llm_config(config: Mapping[str, Any]) -> Any:
 def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
     """The original ``config.json`` of a LLaVA in transformers, with the field names of the original code's version.
 
-    UserError: the original format does not support this LLaVA.
+    Raises:
+        UserError: the original format does not support this LLaVA.
     """
     text, vision = model.config.text_config, model.config.vision_config
     if text.model_type not in MODEL_TYPES:

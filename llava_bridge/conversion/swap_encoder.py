@@ -12,9 +12,10 @@ import json
 import shlex
 from pathlib import Path
 
-from clips.core.artifact import atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_free, read_manifest, write_manifest
 from clips.errors import UserError
 from clips.model.loading import has_adapters
+from clips.safe_text import log_info
 from clips.typed_data import changed_settings, from_plain
 from llava_bridge.encoders import resolve_encoder
 from llava_bridge.model.assembly_config import AssemblyConfig
@@ -40,7 +41,11 @@ class SwapConfig(AssemblyConfig):
 
 
 def run_swap(config: SwapConfig) -> None:
-    """Write the LLaVA with the new encoder. UserError: LLaVA or encoder are missing, incomplete or incompatible."""
+    """Write the LLaVA with the new encoder.
+
+    Raises:
+        UserError: LLaVA or encoder are missing, incomplete or incompatible.
+    """
     directory = resolve_llava_dir(config.llava, "llava")
     encoder = resolve_encoder(config.encoder)
     check_free(config.output)

@@ -76,7 +76,9 @@ class ConversationDataset(Dataset):
         """Tokens, labels and opened images of one sample.
 
         InvalidConversationError: the images do not match the text, the sample is too long, or an answer is empty.
-        UserError: an image is missing or undecodable.
+
+        Raises:
+            UserError: an image is missing or undecodable.
         """
         if sample.fault:
             raise InvalidConversationError(sample.fault)

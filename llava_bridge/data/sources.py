@@ -133,7 +133,8 @@ def join_samples(sources: Sequence[Samples]) -> Samples:
 def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
     """The conversations of one source, repeated by ``repeats``; ``seed`` samples them if it is no integer.
 
-    UserError: a missing or malformed file, or an empty one.
+    Raises:
+        UserError: a missing or malformed file, or an empty one.
     """
     samples = read_conversations(config, config.captions_per_image)
     order = repeat_indices(len(samples), config.repeats, seed)
@@ -145,7 +146,8 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
 def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> Samples:
     """Every conversation of one source once, and at most ``captions_per_image`` captions of each image (None: all).
 
-    UserError: a missing or malformed file, or an empty one.
+    Raises:
+        UserError: a missing or malformed file, or an empty one.
     """
     settings = {"split": config.split, "image_root": config.image_root}
     used: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}

@@ -51,7 +51,8 @@ ENCODER_SOURCES: dict[str, str] = {
 def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
     """Load the encoder ``spec``, see the module's table; without ``image_size`` (pixels) at its own.
 
-    UserError: an unknown source or name, missing or non-matching weights.
+    Raises:
+        UserError: an unknown source or name, missing or non-matching weights.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
@@ -77,7 +78,8 @@ def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
 def parse_spec(spec: str) -> tuple[str, str]:
     """Split an encoder spec into (source, reference); without a source it is an open_clip directory or Hub repo id.
 
-    UserError: an unknown source.
+    Raises:
+        UserError: an unknown source.
     """
     source, colon, reference = spec.partition(":")
     if not colon or "/" in source or spec.startswith(HF_HUB_PREFIX):
@@ -90,7 +92,8 @@ def parse_spec(spec: str) -> tuple[str, str]:
 def resolve_open_clip_dir(reference: str) -> Path:
     """The directory of an open_clip encoder: ``reference`` itself, or the Hub's copy of ``hf-hub:NAME``.
 
-    UserError: it cannot be downloaded, or is a file.
+    Raises:
+        UserError: it cannot be downloaded, or is a file.
     """
     if reference.startswith(HF_HUB_PREFIX):
         return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
@@ -125,7 +128,11 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def resolve_encoder(spec: str) -> ModelFiles:
-    """The files of an encoder spec. UserError: one is missing."""
+    """The files of an encoder spec.
+
+    Raises:
+        UserError: one is missing.
+    """
     source, reference = parse_spec(spec)
     if source == "open_clip":
         directory = resolve_open_clip_dir(reference)

@@ -110,7 +110,8 @@ class VisionEncoder:
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy ``weights`` into ``tower``; names and shapes must match.
 
-    UserError: naming the first tensor that is missing, unexpected or of another shape.
+    Raises:
+        UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
     own = tower.state_dict()
     fault = None
@@ -130,7 +131,8 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int, int]:
     """Run a dummy image; return (grid size G, width D) of hidden state ``layer``, counted from the end if negative.
 
-    UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
+    Raises:
+        UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
     """
     was_training, index = tower.training, layer % (tower.depth + 1)
     state = next(itertools.islice(tower.eval().states(torch.zeros(1, 3, size, size), index), index, None))

@@ -90,7 +90,8 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read the image tower of an encoder directory.
 
-    UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
+    Raises:
+        UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
     """
     directory = resolve_encoder(reference).path
     assert directory is not None

@@ -104,7 +104,8 @@ def _build_trunk(architecture: Mapping[str, Any]) -> Any:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
 
-    UserError: timm has no such model; the file is missing or of another architecture.
+    Raises:
+        UserError: timm has no such model; the file is missing or of another architecture.
     """
     name, _, origin = reference.partition("@")
     pixels = preprocess_of(name, {}, image_size)
@@ -137,7 +138,8 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
     """The preprocessing of timm model ``name``; ``stated`` replaces entries of timm's config.
 
-    UserError: timm has no such model.
+    Raises:
+        UserError: timm has no such model.
     """
     settings = {**_timm(name).get_pretrained_cfg(name).to_dict(), **stated}
     return ImagePreprocess(
@@ -170,7 +172,11 @@ def make_encoder(
 
 
 def _timm(name: str) -> Any:
-    """The library. UserError: it has no model ``name``."""
+    """The library.
+
+    Raises:
+        UserError: it has no model ``name``.
+    """
     with without_wandb():
         import timm
     if not timm.is_model(name):

@@ -122,7 +122,11 @@ class ModelFamily:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def model_class(self) -> Any:
-        """The class. Raises UserError if the installed transformers lacks it."""
+        """The class.
+
+        Raises:
+            UserError: if the installed transformers lacks it.
+        """
         module, _, name = f"transformers.{self.model}".rpartition(".")
         try:
             return getattr(importlib.import_module(module), name)
@@ -193,7 +197,11 @@ FAMILIES: dict[str, ModelFamily] = {
 
 
 def square_side(value: Any, what: str) -> int:
-    """The side of a square that a config states as a number or as two equal ones. UserError: two different numbers."""
+    """The side of a square that a config states as a number or as two equal ones.
+
+    Raises:
+        UserError: two different numbers.
+    """
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
         raise UserError(f"encoder: expected a square {what}, got {value}")
@@ -242,7 +250,8 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read a directory in the transformers format, or a model of the Hub by its repo id.
 
-    UserError: it is missing, incomplete, or its type is not in :data:`FAMILIES`.
+    Raises:
+        UserError: it is missing, incomplete, or its type is not in :data:`FAMILIES`.
     """
     from transformers import AutoConfig
 
@@ -293,7 +302,8 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 def vision_config(values: Mapping[str, Any]) -> Any:
     """transformers' config of a vision model from its values, or from those of a model with one.
 
-    UserError: its type is not in :data:`FAMILIES`, or its values do not fit the type.
+    Raises:
+        UserError: its type is not in :data:`FAMILIES`, or its values do not fit the type.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -347,7 +357,8 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
 def image_size_of(processor: Any) -> int | None:
     """The size of the square that an image processor produces; None if it does not state one.
 
-    UserError: it is not square.
+    Raises:
+        UserError: it is not square.
     """
     crops = getattr(processor, "do_center_crop", True)  # None, as SigLIP's, does not
     size = (getattr(processor, "crop_size", None) if crops else None) or getattr(processor, "size", None)

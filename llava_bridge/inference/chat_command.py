@@ -14,11 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from clips.core.artifact import log_info
 from clips.data import open_image
 from clips.errors import UserError
 from clips.ranges import Positive
-from clips.safe_text import strip_control_chars
+from clips.safe_text import log_info, strip_control_chars
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
 
@@ -42,8 +41,10 @@ class ChatConfig:
 def run_chat(config: ChatConfig) -> None:
     """Answer the prompt, or each line of input, with the conversation so far.
 
-    Ctrl-C ends an answer; at the prompt it ends the chat, as do an empty line and the end of input. UserError: no such
-    directory or image; a prompt that cannot be answered.
+    Ctrl-C ends an answer; at the prompt it ends the chat, as do an empty line and the end of input.
+
+    Raises:
+        UserError: no such directory or image; a prompt that cannot be answered.
     """
     images = []
     if config.image is not None:
@@ -139,7 +140,8 @@ class _Printer:
 def _read_prompt() -> str:
     """The next line, edited with the arrow keys in a terminal; empty at the end of input.
 
-    UserError: it is not UTF-8.
+    Raises:
+        UserError: it is not UTF-8.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _decode(sys.stdin.buffer.readline())

@@ -307,7 +307,8 @@ class _PrefixCache:
 def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images: Sequence[Image.Image]) -> list[int]:
     """The tokens of a conversation before the next answer.
 
-    UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
+    Raises:
+        UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
     """
     with library_errors_as_user_errors("the LLM's chat template does not support this conversation"):
         ids = chat.prompt_ids(messages, images)
@@ -345,7 +346,8 @@ def context_length(model: Any) -> int:
 def rgb_images(images: Sequence[ImageInput]) -> list[list[Image.Image]]:
     """The images of each prompt as `clips.data.images.to_rgb` makes them, the same object once.
 
-    UserError: one is invalid.
+    Raises:
+        UserError: one is invalid.
     """
     read: dict[int, Image.Image] = {}
 

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from clips.core.artifact import directory_hash, log_info
+from clips.core.artifact import directory_hash
 from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
 from clips.data.lazy_images import image_bytes
 from clips.errors import UserError
 from clips.model_refs import is_on_hub, resolve_model_dir
 from clips.ranges import Positive, PositiveFraction
+from clips.safe_text import log_info
 from clips.typed_data import from_plain
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
@@ -122,7 +123,8 @@ class ChatRequest:
 def run_serve(config: ServeConfig) -> None:
     """Answer requests until interrupted, which ends the process with status 0.
 
-    UserError: no such LLaVA; the port is in use; the extra ``serve`` is not installed.
+    Raises:
+        UserError: no such LLaVA; the port is in use; the extra ``serve`` is not installed.
     """
     if not is_on_hub(config.model):  # a download starts after all checks
         resolve_llava_dir(config.model)  # reported before torch is imported
@@ -240,7 +242,8 @@ def make_app(directory: str) -> Any:
 def read_messages(messages: tuple[ChatMessage, ...]) -> tuple[list[Message], list[Image.Image]]:
     """The conversation as ``chat`` has it, with ``<image>`` where a message has an image, and its images.
 
-    UserError: the message names the field.
+    Raises:
+        UserError: the message names the field.
     """
     from llava_bridge.conversation import IMAGE
 

@@ -29,7 +29,6 @@ from transformers import (
     LlavaProcessor,
 )
 
-from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.model.loading import (
     has_adapters,
@@ -39,6 +38,7 @@ from clips.model.loading import (
     silence_transformers,
 )
 from clips.model_refs import resolve_model_dir
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 from llava_bridge.conversation import (
     IMAGE,
@@ -93,7 +93,8 @@ class LlavaParts(AssemblyConfig):
 def build_llava(parts: LlavaParts, *, keep_bf16: bool = False) -> tuple[AnyLlava, AnyProcessor]:
     """Build the untrained LLaVA in float32, its encoder frozen; with ``keep_bf16`` an LLM stored in bf16 stays in it.
 
-    UserError: an encoder or LLM is missing, incomplete or incompatible.
+    Raises:
+        UserError: an encoder or LLM is missing, incomplete or incompatible.
     """
     torch.manual_seed(parts.seed)
     encoder, tokenizer = load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm)
@@ -105,7 +106,8 @@ def build_llava_from_parts(
 ) -> tuple[AnyLlava, AnyProcessor]:
     """Build the LLaVA of loaded parts; missing special tokens are added to tokenizer and LLM.
 
-    UserError: they are incompatible.
+    Raises:
+        UserError: they are incompatible.
     """
     register()  # transformers' LLaVA builds its tower by AutoModel
     vision = build_vision_model(encoder, parts.vision_feature_layer)
@@ -233,7 +235,8 @@ def state_image_tokens(config: AnyConfig, processor: AnyProcessor) -> None:
 def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
     """Set greedy decoding that stops at the template's EOS token.
 
-    UserError: see :meth:`ConversationEncoder.check_end` and :meth:`ConversationEncoder.check_prompts`.
+    Raises:
+        UserError: see :meth:`ConversationEncoder.check_end` and :meth:`ConversationEncoder.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
     chat.check_end()
@@ -250,7 +253,8 @@ def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
 def load_tokenizer(llm: str) -> Any:
     """Load the tokenizer of an LLM directory.
 
-    UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
+    Raises:
+        UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
     """
     resolve_llm_dir(llm)
     return read_tokenizer(llm)
@@ -288,8 +292,10 @@ def read_tokenizer(llm: str) -> Any:
 def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     """Load the causal LM of a directory, or that of a LLaVA, in float32.
 
-    With ``keep_bf16`` a causal LM stored in bf16 stays in it. UserError: transformers cannot load it, or weights are
-    missing.
+    With ``keep_bf16`` a causal LM stored in bf16 stays in it.
+
+    Raises:
+        UserError: transformers cannot load it, or weights are missing.
     """
     directory = resolve_llm_dir(llm)
     if not is_llava(directory):
@@ -358,9 +364,11 @@ def extract_lm_head(llm: Any) -> nn.Module:
 
     A factor is merged into the layer's weights. A tied layer is copied if it has a factor, or if the embedding is not
     called ``embed_tokens``, where transformers' LLaVA expects it. A cap is dropped, with a message: the LLM in the
-    LLaVA has none. ``llm.config`` is updated. UserError: it has no output layer, processes its output in another way,
-    has no key-value cache (as state space models), or needs more than embeddings: transformers' LLaVA does not support
-    these.
+    LLaVA has none. ``llm.config`` is updated.
+
+    Raises:
+        UserError: it has no output layer, processes its output in another way, has no key-value cache (as state
+            space models), or needs more than embeddings: transformers' LLaVA does not support these.
     """
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:

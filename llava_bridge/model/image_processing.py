@@ -80,7 +80,8 @@ def check_pinpoints(aspect: str, pinpoints: Sequence[Sequence[int]] | None) -> N
 def resolve_pinpoints(side: int, pinpoints: Sequence[Sequence[int]] | None) -> list[list[int]]:
     """The pinpoints (height, width) in pixels; LLaVA-NeXT's if None.
 
-    UserError: they are not multiples of tiles of ``side`` pixels.
+    Raises:
+        UserError: they are not multiples of tiles of ``side`` pixels.
     """
     if pinpoints is None:
         return [[rows * side, columns * side] for rows, columns in DEFAULT_TILE_GRIDS]
@@ -93,7 +94,8 @@ def resolve_pinpoints(side: int, pinpoints: Sequence[Sequence[int]] | None) -> l
 def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side: int) -> int:
     """The size in pixels of one token in a tile of ``side`` pixels; an incomplete remainder is ignored.
 
-    UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
+    Raises:
+        UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
     """
     if shape.extra:
         raise UserError("vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full")

@@ -15,8 +15,10 @@ def resolve_llava_dir(reference: str | Path, field: str | None = None) -> Path:
     """The directory of a LLaVA, or of the Hub's copy, as :func:`clips.model_refs.resolve_model_dir`.
 
     The one check for whoever reads a LLaVA: chat and benchmarks as training. Messages begin with the config's
-    ``field``, or with the directory. UserError: it is no directory of a LLaVA in the transformers format, or has no
-    tokenizer or weights.
+    ``field``, or with the directory.
+
+    Raises:
+        UserError: it is no directory of a LLaVA in the transformers format, or has no tokenizer or weights.
     """
     path = resolve_model_dir(str(reference), field or "llava")
     what = str(path) if field is None else f"{field}: {reference}"
@@ -44,7 +46,11 @@ def is_original_llava(directory: str | Path) -> bool:
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a model's directory; empty if there is none. UserError: it is not JSON."""
+    """Read the ``config.json`` of a model's directory; empty if there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
     path = Path(directory) / "config.json"
     if not path.is_file():
         return {}
@@ -78,7 +84,8 @@ def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
 def resolve_llm_dir(llm: str) -> Path:
     """The directory of a causal LM, or of a LLaVA, whose LLM is used; or the Hub's copy.
 
-    UserError: it has no config, tokenizer or weights.
+    Raises:
+        UserError: it has no config, tokenizer or weights.
     """
     directory = resolve_model_dir(llm, "llm")
     if not directory.is_dir():

@@ -27,8 +27,10 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     """Load (model, processor) from a LLaVA directory for training, in float32, its encoder frozen.
 
     The LLaVA is this suite's, or any in the transformers format; its template is its own (``auto``) or one by name.
-    With ``keep_bf16`` projector and LLM stay in bf16 if they are stored in it. UserError: parts are missing or of an
-    unsupported type, or the template cannot be trained on.
+    With ``keep_bf16`` projector and LLM stay in bf16 if they are stored in it.
+
+    Raises:
+        UserError: parts are missing or of an unsupported type, or the template cannot be trained on.
     """
     directory = resolve_llava_dir(llava, "llava")
     dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
@@ -133,8 +135,9 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
 def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None:
     """Replace a ViT of open_clip or timm by the ``CLIPVisionModel`` or ``SiglipVisionModel`` with its hidden states.
 
-    UserError: the tower is another one (with ``clip_only`` any but a ``CLIPVisionModel``), or transformers' model does
-    not compute the hidden states that are read.
+    Raises:
+        UserError: the tower is another one (with ``clip_only`` any but a ``CLIPVisionModel``), or transformers'
+            model does not compute the hidden states that are read.
     """
     from clips.interchange.hf_clip import clip_vision_model
     from clips.interchange.hf_siglip import siglip_vision_model

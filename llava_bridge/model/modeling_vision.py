@@ -213,7 +213,9 @@ def load_with_float32_tower(load: Callable[[], Any]) -> Any:
 def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:
     """The tower of ``encoder`` with its weights, frozen, in float32; its config states grid and width of ``layer``.
 
-    UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
+    Raises:
+        UserError: no such architecture, the weights do not match, there is no such state, or it is not a square
+            grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
 
@@ -249,7 +251,8 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
 def resolve_feature_layer(tower: VisionTower, layer: int | Sequence[int] | None) -> int | list[int]:
     """The hidden state that the LLM sees, or the concatenated ones, None replaced by the tower's default.
 
-    UserError: there is no such state; the message has the valid range.
+    Raises:
+        UserError: there is no such state; the message has the valid range.
     """
     if layer is None:
         return tower.default_layer

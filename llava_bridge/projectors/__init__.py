@@ -77,7 +77,11 @@ class ProjectorShape:
 
 
 def num_output_tokens(config: ProjectorConfig, shape: ProjectorShape) -> int:
-    """Return the number of tokens per image. UserError: the projector does not fit the encoder's grid."""
+    """Return the number of tokens per image.
+
+    Raises:
+        UserError: the projector does not fit the encoder's grid.
+    """
     return _entry(config).tokens(config, shape)
 
 

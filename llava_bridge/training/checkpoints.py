@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core import durable
-from clips.core.artifact import atomic_write
+from clips.core.durable import atomic_write
 from clips.core.identity import file_hash
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError, error_reason
@@ -58,7 +58,10 @@ def _hash_files(checkpoint: Path, names: Sequence[str], *, written: bool = False
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint without damage; incomplete ones, and damaged ones after it, are deleted.
 
-    Called in every process. UserError: all complete ones are damaged.
+    Called in every process.
+
+    Raises:
+        UserError: all complete ones are damaged.
     """
     complete = sorted(
         (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")),
@@ -100,8 +103,10 @@ def convert_if_of_other_processes(checkpoint: Path) -> bool:
     """Add DeepSpeed's universal form to a checkpoint of another number of processes; returns whether it is of one.
 
     DeepSpeed writes a shard of the optimizer for each process; its universal form is for any number of them. Called in
-    every process. Source: https://www.deepspeed.ai/tutorials/universal-checkpointing. UserError: it is ZeRO-3's, whose
-    universal form lacks the optimizer's steps; or it cannot be converted.
+    every process. Source: https://www.deepspeed.ai/tutorials/universal-checkpointing.
+
+    Raises:
+        UserError: it is ZeRO-3's, whose universal form lacks the optimizer's steps; or it cannot be converted.
     """
     processes = read_marker(checkpoint)["processes"]
     if processes == os.environ["WORLD_SIZE"]:

@@ -93,7 +93,8 @@ class Inputs:
 def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
     """Check models, DeepSpeed's settings and data, and then hash them.
 
-    UserError: a file or directory is missing, or a setting is not supported with these processes.
+    Raises:
+        UserError: a file or directory is missing, or a setting is not supported with these processes.
     """
     models: dict[str, ModelFiles] = {}
     if config.llava:
@@ -199,7 +200,8 @@ def _check_zero_settings(stated: dict[str, Any], where: str) -> None:
 def read_deepspeed_file(name: str, field: str) -> DeepSpeedFile:
     """The DeepSpeed JSON ``name``: a shipped one, or a file; ``field`` begins errors.
 
-    UserError: no such file, or no object in JSON.
+    Raises:
+        UserError: no such file, or no object in JSON.
     """
     shipped = _DEEPSPEED_CONFIGS / f"{name}.json"
     path = shipped if shipped.is_file() else Path(name)

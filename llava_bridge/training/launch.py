@@ -19,9 +19,9 @@ from pathlib import Path
 
 from clips.commandline.commands import EXIT_USER_ERROR
 from clips.commandline.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from clips.core.artifact import log_info
 from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
+from clips.safe_text import log_info
 
 # Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
@@ -155,7 +155,10 @@ def free_port() -> int:
 def report_once() -> Iterator[None]:
     """Raise the errors of this block, a full disk as a user error, in other processes than rank 0 after a pause.
 
-    Rank 0 reports an error of all processes, and ends the others, or their launcher does. UserError: the error.
+    Rank 0 reports an error of all processes, and ends the others, or their launcher does.
+
+    Raises:
+        UserError: the error.
     """
     try:
         yield

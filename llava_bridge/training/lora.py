@@ -81,7 +81,10 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     """Add adapters to the linear layers of the LLM in a LLaVA, in place; only they are trainable afterwards.
 
     Without dropout, which PEFT supports in linear layers alone, the experts of a mixture have adapters, too. Returns
-    PEFT's wrapper of ``model``, which merges and saves. UserError: the LLM has no linear layers.
+    PEFT's wrapper of ``model``, which merges and saves.
+
+    Raises:
+        UserError: the LLM has no linear layers.
     """
     import peft
 

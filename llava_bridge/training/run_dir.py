@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.core.artifact import atomic_write, lock_output
+from clips.core.durable import atomic_write
 from clips.core.identity import RUN, read_run, run_text
+from clips.core.locks import lock_output
 from clips.errors import UserError
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import reject_missing
@@ -46,7 +47,8 @@ def has_progress(work: Path) -> bool:
 def prepare_work_dir(inputs: Inputs) -> None:
     """Keep the state of this run if it was interrupted; delete that of another run without progress.
 
-    UserError: images are missing with ``missing_images: error``, or another run has progress here.
+    Raises:
+        UserError: images are missing with ``missing_images: error``, or another run has progress here.
     """
     config, work = inputs.config, inputs.work
     for data in (data for name in config.stages for data in config.stage(name).data):

@@ -66,7 +66,9 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     """Load or build model, in float32, and data of stage ``name``; called in every process.
 
     With ``keep_bf16`` an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
-    UserError: parts or data are missing or incompatible.
+
+    Raises:
+        UserError: parts or data are missing or incompatible.
     """
     stage = config.stage(name)
     sources = [read_samples(data, config.seed) for data in stage.data]
@@ -164,7 +166,11 @@ def _set_attention(llm: Any, config: LlavaTrainConfig) -> None:
 
 
 def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
-    """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
+    """Tokens of a packed row; None without packing.
+
+    Raises:
+        UserError: if the LLM does not separate packed samples.
+    """
     if not stage.packing:
         return None
     if not supports_packing(model):

@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
-from clips.core.artifact import open_to_umask
+from clips.core.durable import open_to_umask
 from clips.core.run_log import RunLog
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.model.compute import compile_modules
@@ -60,8 +60,10 @@ from llava_bridge.training.validation import StageValidation
 def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -> None:
     """Run stage ``name`` and write its model to the work directory's ``name/model``; called in every process.
 
-    UserError: parts or data are incompatible, too many samples are invalid, or a loss or gradient is not finite.
-    SystemExit: the run was stopped; its state is saved.
+    Raises:
+        UserError: parts or data are incompatible, too many samples are invalid, or a loss or gradient is not
+            finite.
+        SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
     config, work = inputs.config, inputs.work

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.signals import StopRequest, graceful_shutdown
-from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_finished, write_manifest
+from clips.core.durable import atomic_write
 from clips.core.identity import RUN
 from clips.core.run_log import METRICS_FILE, TENSORBOARD_DIR, RunLog, check_trackers
 from clips.errors import UserError

@@ -293,7 +293,8 @@ class LlavaTrainConfig(AssemblyConfig):
     def with_processes(self, processes: int) -> LlavaTrainConfig:
         """The same run on the processes of a launcher.
 
-        UserError: ``distributed.num_processes`` is another number, or does not divide the batches.
+        Raises:
+            UserError: ``distributed.num_processes`` is another number, or does not divide the batches.
         """
         if self.distributed.num_processes not in {None, processes}:
             raise UserError(

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from clips.commandline.progress import rate_text
 from clips.commandline.signals import STOP_SIGNALS, StopRequest
 from clips.core import durable
-from clips.core.artifact import write_errors_as_user_errors
 from clips.core.cache import TensorShards
+from clips.core.durable import write_errors_as_user_errors
 from clips.core.parent_death import default_workers, end_stuck_workers, end_with_parent
 from clips.core.run_log import RunLog
 from clips.data.invalid_samples import Invalid, InvalidSamples
@@ -138,7 +138,11 @@ class StageTrainer(Trainer):
         )
 
     def gather_invalid(self) -> InvalidSamples:
-        """The invalid samples of all processes, which call this together. UserError: too many."""
+        """The invalid samples of all processes, which call this together.
+
+        Raises:
+            UserError: too many.
+        """
         self._check_invalid(self.invalid.gather())
         return self.invalid
 

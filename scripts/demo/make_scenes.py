@@ -35,9 +35,11 @@ from scene_texts import SceneDescription, describe_scene, make_captions
 from scene_world import SceneGenerator, Split, render
 
 from clips.commandline.parsing import parse_config
-from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, write_manifest
+from clips.core.durable import atomic_write
 from clips.data.tar_index import add_member
 from clips.errors import UserError
+from clips.safe_text import log_info
 
 SHARD_SIZE = 1000
 HUB_OWNER = "lmms-lab-encoder"

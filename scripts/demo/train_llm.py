@@ -21,9 +21,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from clips.commandline.parsing import parse_config
-from clips.core.artifact import atomic_artifact_dir, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, write_manifest
 from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
+from clips.safe_text import log_info
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.batches import ConversationCollator, ConversationDataset, RandomOrder

@@ -14,13 +14,15 @@ import numpy as np
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from clips.commandline.parsing import parse_config
-from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, write_manifest
+from clips.core.durable import atomic_write
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import clean_text, wordpiece
+from clips.safe_text import log_info
 from clips.text_files import read_json, read_json_lines
 
 _HUB = "lmms-lab-encoder"

@@ -167,7 +167,8 @@ def compute_evaluation(
         uncompared: why scores of different images are not comparable; empty if they are.
         extra: name → a metric of one additional column, and the column.
 
-    Raises UserError: a score is NaN; the message names its item.
+    Raises:
+        UserError: a score is NaN; the message names its item.
     """
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():

@@ -87,7 +87,11 @@ class CaptionSet:
         return len(self.pairs) > len(self.texts)
 
     def open(self, index: int) -> Image:
-        """Image ``index`` as RGB. Raises UserError if it is missing or broken."""
+        """Image ``index`` as RGB.
+
+        Raises:
+            UserError: if it is missing or broken.
+        """
         return self.files[index].open()
 
     @functools.cached_property
@@ -116,7 +120,8 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
 
     Repeated images are merged with all their captions, of which the first ``captions_per_image`` are used.
 
-    Raises UserError: missing or malformed, an empty split, an image without captions.
+    Raises:
+        UserError: missing or malformed, an empty split, an image without captions.
     """
     return _load(source, captions_per_image, limit, file_stamps(Path(source.path)))
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clips.core.artifact import log_info
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.classes import CLASS_NAMES, are_ids, format_counts, have_two_orders
 from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
+from clips.safe_text import log_info
 from clips.text_files import read_text_lines
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def load_classification_set(
         limit: number of images, evenly spaced.
         prompted: reject class names that no text tower knows: numbers and WordNet ids that no list names.
 
-    Raises UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
+    Raises:
+        UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
     """
     root = Path(data)
     if not root.is_dir():

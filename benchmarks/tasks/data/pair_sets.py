@@ -93,7 +93,8 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
         images: directory of the images; by default ``images`` next to the file, or the file's directory.
         limit: keep the first N items.
 
-    Raises UserError: missing or malformed, the message names the file.
+    Raises:
+        UserError: missing or malformed, the message names the file.
     """
     records = list(read_dataset(DatasetSpec(path=data, format=format, image_root=images), "pairs").records)
     cases = records[:limit]

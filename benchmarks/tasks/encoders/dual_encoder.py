@@ -41,7 +41,8 @@ class DualEncoder:
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     """Load an encoder directory in open_clip's Hub format; without a text tower it rejects texts.
 
-    Raises UserError: not an encoder directory.
+    Raises:
+        UserError: not an encoder directory.
     """
     if not (Path(path) / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"encoder: {path}: expected a directory with {OPEN_CLIP_CONFIG}")
@@ -110,7 +111,8 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
     Images are resized by their shorter side and center-cropped.
 
-    Raises UserError: no such encoder, or its weights do not match.
+    Raises:
+        UserError: no such encoder, or its weights do not match.
     """
     import torch
 

@@ -42,7 +42,8 @@ def image_embeddings(
             another batch their vectors would differ, in bf16 by more than other images' do.
         part: ``encoder`` for vectors that are compared with those of texts.
 
-    Raises UserError: an image cannot be opened, or its features are not finite; the message names it.
+    Raises:
+        UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
     encoder: DualEncoder = getattr(model, part)
     unique, places = _distinct(names if isinstance(content, str) else content)
@@ -61,7 +62,8 @@ def image_embeddings(
 def text_embeddings(model: EvalModel, texts: Sequence[str]) -> torch.Tensor:
     """Return (M, D) unit vectors of texts, on the model's device; equal texts have equal vectors.
 
-    Raises UserError: features that are not finite; the message names the text.
+    Raises:
+        UserError: features that are not finite; the message names the text.
     """
     encoder = model.encoder
     indices, places = _distinct(texts)

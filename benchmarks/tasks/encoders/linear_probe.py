@@ -20,8 +20,8 @@ from benchmarks.tasks.encoders import classification
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.tasks.registry import BenchmarkConfig, benchmark
-from clips.core.artifact import log_info
 from clips.errors import UserError
+from clips.safe_text import log_info
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
@@ -145,7 +145,8 @@ def select_c(features: np.ndarray, targets: np.ndarray) -> float:
 
     Of equal ones it is the smallest. Of one image per class none can be held out, and it is `DEFAULT_C`.
 
-    Raises UserError: a single class.
+    Raises:
+        UserError: a single class.
     """
     if len(np.unique(targets)) < 2:
         raise UserError("linear probe: expected training images of at least two classes")

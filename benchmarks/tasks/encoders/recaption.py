@@ -70,7 +70,11 @@ class RecaptionSet:
     hash: str  # SHA-256 of images and captions
 
     def open(self, index: int) -> Image:
-        """Image ``index`` of the N as RGB. Raises UserError if it is broken."""
+        """Image ``index`` of the N as RGB.
+
+        Raises:
+            UserError: if it is broken.
+        """
         from clips.data.images import InvalidImageError, decode_image
 
         try:

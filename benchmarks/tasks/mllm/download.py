@@ -23,9 +23,10 @@ import yaml
 from benchmarks.tasks.mllm.lmms_task import LmmsTask
 from benchmarks.tasks.mllm.offline_tasks import DOWNLOAD_RECORD, changed_files, dataset_config_name, read_record
 from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
+from clips.core.durable import atomic_write, write_errors_as_user_errors
 from clips.core.identity import file_hash
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class DownloadConfig:
 def run_download(config: DownloadConfig) -> None:
     """Download the data of the tasks.
 
-    Raises UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
-    damaged file.
+    Raises:
+        UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
+            damaged file.
     """
     datasets: dict[str, list[LmmsTask]] = {}
     for task in [name for each in config.tasks.split(",") if (name := each.strip())]:

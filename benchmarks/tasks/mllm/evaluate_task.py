@@ -51,11 +51,12 @@ from benchmarks.tasks.mllm.offline_tasks import (
 )
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
-from clips.core.artifact import library_versions, log_info
+from clips.core.artifact import library_versions
 from clips.core.chat_client import REASONING_TAGS
 from clips.core.identity import digest
 from clips.data.images import InvalidImageError, to_rgb
 from clips.errors import UserError, unknown_name_error
+from clips.safe_text import log_info
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -310,7 +311,8 @@ def run_and_score(
         judge: replaces the judge that the scorer calls.
         allow_empty: whether all answers may be empty.
 
-    Raises UserError: an image is missing, all answers are empty, or the scorer fails.
+    Raises:
+        UserError: an image is missing, all answers are empty, or the scorer fails.
     """
     from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
 

@@ -38,7 +38,8 @@ def data_hash(config: TaskConfig) -> str:
 
     For a custom task it includes the definition, so that cached answers to other questions are not reused.
 
-    Raises UserError: there are no such files, or one of them differs from the download record.
+    Raises:
+        UserError: there are no such files, or one of them differs from the download record.
     """
     root = offline_tasks.data_root(config.data)
     entry = config.benchmark
@@ -159,7 +160,8 @@ with Path(__file__).parents[1].joinpath("lmms_tasks.csv").open(encoding="utf-8",
 def find_task(name: str) -> LmmsTask:
     """The benchmark of a task that is not listed: any other one of lmms-eval's, or the path of one of the user's.
 
-    Raises UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
+    Raises:
+        UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
     tasks = offline_tasks.task_folders()
     if name in tasks:

@@ -66,7 +66,8 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     Args:
         questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
 
-    Raises UserError: a file is missing, or a line has no answer or no question reference.
+    Raises:
+        UserError: a file is missing, or a line has no answer or no question reference.
     """
     by_id: dict[str, dict[str, Any]] = {}
     if questions is not None:
@@ -273,7 +274,8 @@ def match(
             alone, an answer without a question indicates ids of other data).
         prompts: the task's prompt for each question, if it is known.
 
-    Raises UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
+    Raises:
+        UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
     for key in _candidate_keys(answers, docs, prompts):

@@ -40,7 +40,8 @@ _GROUP_NAME = re.compile(r"""^group[ ]*:[ ]*["']?([\w.+-]+)["']?[ ]*(?:\#.*)?$""
 def data_root(data: str) -> Path:
     """The directory whose subdirectories have Hub names: ``data`` or ``data/hub``.
 
-    Raises UserError: no such directory.
+    Raises:
+        UserError: no such directory.
     """
     root = Path(data)
     if not root.is_dir():
@@ -52,7 +53,8 @@ def data_root(data: str) -> Path:
 def read_record(root: Path) -> dict[str, Any]:
     """Hub name → its files by `clips-bench download`; empty if nothing was downloaded.
 
-    Raises UserError: the record cannot be read.
+    Raises:
+        UserError: the record cannot be read.
     """
     try:
         found = safe_json_loads((root / DOWNLOAD_RECORD).read_text(encoding="utf-8"))["datasets"]
@@ -168,7 +170,8 @@ def dataset_config_name(task: str) -> str | None:
 def definition(path: Path) -> dict[str, Any]:
     """A task's definition merged with the included ones, functions unresolved.
 
-    Raises UserError: one of the files is missing or not YAML.
+    Raises:
+        UserError: one of the files is missing or not YAML.
     """
     own, files = _read_definition(path)
     merged: dict[str, Any] = {}
@@ -209,7 +212,8 @@ def definition_of(task: str) -> Path:
 def own_task(task: str) -> tuple[str, Path] | None:
     """The task's name and the YAML file that defines it; None if ``task`` is not a path.
 
-    Raises UserError: the path does not exist, is not a task, or contains several.
+    Raises:
+        UserError: the path does not exist, is not a task, or contains several.
     """
     path = Path(task).expanduser()
     if path.is_dir():
@@ -334,7 +338,8 @@ def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool 
         dataset: the path of its data below ``root``; empty if its definition names other files.
         simple: whether its models take text and images separately, not as a conversation.
 
-    Raises UserError: data that are missing or malformed; the message names the first invalid file.
+    Raises:
+        UserError: data that are missing or malformed; the message names the first invalid file.
     """
     gc.collect()  # tasks refer to themselves, so that the earlier one and its copy may still exist
     index = manager(folder)

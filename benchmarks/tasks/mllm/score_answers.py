@@ -20,10 +20,12 @@ from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import library_versions, log_info, writable_directory
+from clips.core.artifact import library_versions
+from clips.core.durable import writable_directory
 from clips.core.identity import file_hash
 from clips.errors import UserError
 from clips.ranges import PositiveFloat
+from clips.safe_text import log_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,9 @@ class ScoreConfig:
 def run_score(config: ScoreConfig) -> None:
     """Match and score the answers, and store a normal result with the file as its model.
 
-    Raises UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or the
-    file's questions contradict the data.
+    Raises:
+        UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or
+            the file's questions contradict the data.
     """
     entry = get_benchmark(config.task)
     if not isinstance(entry, LmmsTask):
@@ -188,7 +191,8 @@ def reject_contradictions(
     one's. Strings are compared after all normalizations, numbers by value. ``doc_hash`` is useless: lmms-eval 0.7
     writes the hash of ``null`` into every sample.
 
-    Raises UserError: the message counts the contradictions and names the first.
+    Raises:
+        UserError: the message counts the contradictions and names the first.
     """
     prompts = [""] * len(docs)
     if any(answer.input is not None for answer in answers.values()):

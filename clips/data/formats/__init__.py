@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from clips.core.artifact import log_info
 from clips.data.formats.dataset_format import (
     ALL,
     WHOLE,
@@ -34,6 +33,7 @@ from clips.data.remote_files import is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, unknown_name_error
 from clips.lazy_import import import_from_string
+from clips.safe_text import log_info
 from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
 
 __all__ = ["FORMATS", "Dataset", "DatasetSpec", "Format", "Kind", "detect", "read_dataset"]

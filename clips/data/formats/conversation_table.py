@@ -20,11 +20,12 @@ import numpy as np
 from filelock import FileLock
 
 from clips.core import durable
-from clips.core.artifact import log_info, temp_path_for
+from clips.core.durable import temp_path_for
 from clips.core.identity import cache_directory, content_hashes, digest
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError, error_reason
+from clips.safe_text import log_info
 
 _VERSION = 3  # raise it with a change of what the readers make of a row, or of the file's columns
 _CACHE_BYTES = 20e9

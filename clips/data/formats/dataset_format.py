@@ -161,7 +161,10 @@ class Location:
     def image_root(self, *defaults: str) -> Path:
         """The directory of the images: the requested one, else the first existing default, else the dataset's own.
 
-        The defaults are relative to the dataset's directory. Raises UserError if the requested one is no directory.
+        The defaults are relative to the dataset's directory.
+
+        Raises:
+            UserError: if the requested one is no directory.
         """
         if requested := self.spec.image_root:
             if not Path(requested).is_dir():
@@ -188,7 +191,11 @@ class Location:
             return {}
 
     def rows_state_split(self) -> bool:
-        """Whether the objects of a JSON lines file have ``split``. Raises UserError if not, but one is requested."""
+        """Whether the objects of a JSON lines file have ``split``.
+
+        Raises:
+            UserError: if not, but one is requested.
+        """
         has_split = "split" in self.first_row()
         if not has_split and self.spec.split not in WHOLE_REQUESTS:
             raise UserError(f"split: {self.path}: expected 'split' in each line, found none in the first")
@@ -196,7 +203,11 @@ class Location:
 
     @functools.cached_property
     def json(self) -> Any:
-        """The content of a ``.json`` file; None for anything else. Raises UserError for invalid JSON."""
+        """The content of a ``.json`` file; None for anything else.
+
+        Raises:
+            UserError: for invalid JSON.
+        """
         return read_json(self.path) if self.suffix == ".json" and not self.path.is_dir() else None
 
     @property
@@ -205,7 +216,11 @@ class Location:
         return self.json if isinstance(self.json, dict) else {}
 
     def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
-        """The records of the requested split or splits, from (split, record). Raises UserError if there is none."""
+        """The records of the requested split or splits, from (split, record).
+
+        Raises:
+            UserError: if there is none.
+        """
         seen = set()
         for split, record in records:
             seen.add(split)
@@ -220,7 +235,11 @@ class Location:
         return self.spec.split == ALL or split in self.spec.split.split("+")
 
     def language(self, available: Iterable[str]) -> str:
-        """The requested language. Raises UserError if it is missing or not among those available."""
+        """The requested language.
+
+        Raises:
+            UserError: if it is missing or not among those available.
+        """
         known = list(available)
         if self.spec.language is None:
             listed = ", ".join(itertools.islice(sorted(known), 60))

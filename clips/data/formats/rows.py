@@ -12,13 +12,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from clips.core.artifact import atomic_output_path, log_info
+from clips.core.durable import atomic_output_path
 from clips.core.identity import cache_directory, digest, file_stamp
 from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Location
 from clips.data.images import is_image_name
 from clips.data.remote_files import expand_brace_ranges, file_name, is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
+from clips.safe_text import log_info
 from clips.text_files import encoding_of_file, read_json_lines
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import MANIFEST, directory_hash, log_info
+from clips.core.artifact import MANIFEST, directory_hash
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
     EXPECTED_FORMAT,
@@ -45,6 +45,7 @@ from clips.data.remote_files import (
 from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.tar_index import ShardIndex, Shards, Spans, check_download, index_shard, is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
+from clips.safe_text import log_info
 from clips.text_files import encoding_of, parse_object, safe_json_loads, text_lines
 
 SIZES_FILE = "sizes.json"
@@ -118,7 +119,8 @@ def _numeric_key(name: str) -> list[tuple[int, str]]:
 def _image_extension(files: Spans) -> str | None:
     """The extension of a sample's image; of several images it is the first in the order of `IMAGE_SUFFIXES`.
 
-    Raises UserError if there is no image, but one of the name ``KEY.anything.jpg``.
+    Raises:
+        UserError: if there is no image, but one of the name ``KEY.anything.jpg``.
     """
     for suffix in IMAGE_SUFFIXES:
         if suffix[1:] in files:
@@ -346,7 +348,11 @@ class WebDatasetSource(Source):
         return shard, index - int(self.ends[shard]) + self.blocks[shard]
 
     def _index(self, shard: int) -> ShardIndex:
-        """As `_opened`. Raises UserError for a shard that has more samples than the order knows."""
+        """As `_opened`.
+
+        Raises:
+            UserError: for a shard that has more samples than the order knows.
+        """
         index = self._opened(shard)
         if len(index) > self.blocks[shard]:
             raise UserError(
