@@ -3,13 +3,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from clips.core import artifact
+from clips.core import durable
 from clips.core.artifact import (
     atomic_artifact_dir,
     atomic_update_dir,
@@ -19,6 +20,7 @@ from clips.core.artifact import (
     write_manifest,
 )
 from clips.core.durable import atomic_output_path, atomic_write
+from clips.core.identity import Identity
 from clips.core.locks import lock_output
 from clips.errors import UserError
 
@@ -68,7 +70,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path):
     def write(path: Path) -> None:
         save_file({"a": torch.zeros(2)}, path)
 
-    artifact._default_mode.cache_clear()  # pytest gives the directory of a test that passed to another one
+    durable._default_mode.cache_clear()  # pytest gives the directory of a test that passed to another one
     before = os.umask(mask := 0o027)
     try:
         with atomic_artifact_dir(tmp_path / "encoder") as partial:
@@ -193,16 +195,23 @@ def test_the_manifest_tells_what_it_is_and_where_it_comes_from(tmp_path: Path):
 
 
 def test_a_run_is_finished_where_its_manifest_has_its_identity(tmp_path: Path):
-    run = {"rate": 0.1, "inputs.data": "a", "version": 1}
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        rate: float = 0.1
+
+    def of(**values: object) -> Identity:
+        return Identity(values={"rate": 0.1, "inputs.data": "a", "version": 1, **values}, config=Settings())
+
+    run = of()
     output = tmp_path / "out"
     assert check_finished(output, "captions", run) is False
     work = make(output, work__run="{}") / "work"
     assert check_finished(output, "captions", run, work=work) is False
     with pytest.raises(UserError, match="out: not empty, and not an artifact of kind 'captions'"):
         check_finished(output, "captions", run)
-    write_manifest(output, kind="captions", config={}, identity=run)
+    write_manifest(output, kind="captions", config={}, identity=run.values)
     assert check_finished(output, "captions", run) is True
-    for other, named in (({**run, "rate": 0.2}, "rate is 0.1 there"), ({**run, "version": 2}, "version is 1 there")):
+    for other, named in ((of(rate=0.2), "rate is 0.1 there"), (of(version=2), "version is 1 there")):
         with pytest.raises(UserError, match=f"^output: .*out holds another run: {named}"):
             check_finished(output, "captions", other)
     with pytest.raises(UserError, match="not an artifact of kind 'llava'"):
