@@ -41,6 +41,29 @@ USES = {
         assert set(texts) == {"web", "partial"}, texts
         assert all(2 < int((row != 0).sum()) < 8 for row in texts.values()), texts
     """,
+    "clips/method/clips_model.py": """
+        import clips_world, json
+        from pathlib import Path
+        from clips.core.identity import identity
+        from clips.train import train
+        from clips.training.train_config import EncoderTrainConfig
+        shards = clips_world.write_shards(Path("shards"))
+        config = clips_world.train_config(shards, Path("out"), recipe={"name": "clip", "alignment_loss_weight": 0.5})
+        train(config)
+        entries = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+        assert all(0 < entry["alignment_loss"] < 4 for entry in entries), entries
+        plain = clips_world.train_config(shards, Path("plain"), recipe={"name": "clip"})
+        recorded = dict(identity("clips train", plain).values)
+        del recorded["recipe.alignment_loss_weight"]  # a run of before
+        assert identity("clips train", plain).difference(recorded) is None
+        assert identity("clips train", config).difference(recorded).startswith("recipe.alignment_loss_weight is 0.0")
+    """,
+    "clips/method/optimizer.py": """
+        from clips.method.optimizer import OptimizerConfig, scheduled_lr
+        from clips.typed_data import from_plain
+        config = from_plain(OptimizerConfig, {"schedule": "quadratic", "learning_rate": 1.0, "warmup_ratio": 0.0})
+        assert [scheduled_lr(step, 4, config, 8) for step in range(4)] == [1.0, 0.5625, 0.25, 0.0625]
+    """,
     "llava_bridge/encoders/__init__.py": """
         import torch
         from llava_bridge.encoders import build_tower, load_encoder
