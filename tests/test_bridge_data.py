@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import generators
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from conversation_files import write
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import BatchSampler
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from clips.errors import UserError
@@ -204,6 +208,43 @@ def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
     assert len(RandomOrder(110, 47, 5)) == len(LengthGroupedSampler(sizes, 20, 47, 5)) == 47
     few = list(LengthGroupedSampler(sizes[:3], 20, 47, 5))  # fewer than a step has
     assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
+
+
+@generators.sizes
+def test_a_resumed_order_is_the_rest_of_the_whole_one(examples: int) -> None:
+    def check(data: st.DataObject) -> None:
+        draw = data.draw
+        sizes = draw(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=1, max_size=60))
+        micro, world, accumulation = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
+        batch_size, seed = micro * world * accumulation, draw(st.integers(0, 9))
+        steps = draw(st.integers(1, 3 * len(sizes) // batch_size + 2))
+        step = draw(st.integers(0, steps))
+        total = steps * batch_size
+        orders = {
+            "random": lambda: RandomOrder(len(sizes), total, seed),
+            "grouped": lambda: LengthGroupedSampler(sizes, batch_size, total, seed, batch_size // micro),
+        }
+        make = orders[draw(st.sampled_from(sorted(orders)))]
+        whole, resumed = make(), make()
+        resumed.skipped = step * batch_size
+        assert list(resumed)[step * batch_size :] == list(whole)[step * batch_size :]
+        for rank in range(world):  # as accelerate's loader and HF's Trainer do it
+            full, rest = (BatchSamplerShard(BatchSampler(one, micro, False), world, rank) for one in (whole, resumed))
+            assert [*SkipBatchSampler(rest, step * accumulation)] == [*full][step * accumulation :]
+
+    generators.explore(check, examples)
+
+
+def test_a_resume_computes_only_the_steps_that_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    grouped: list[list[int]] = []
+    group = LengthGroupedSampler._length_grouped
+    monkeypatch.setattr(
+        LengthGroupedSampler, "_length_grouped", lambda self, step: grouped.append(step) or group(self, step)
+    )
+    order = LengthGroupedSampler([(True, n) for n in range(100)], 10, 300, 5)
+    order.skipped = 250
+    assert list(order)[:250] == [-1] * 250
+    assert len(grouped) == 5
 
 
 def test_a_step_has_only_samples_with_images_or_only_without() -> None:

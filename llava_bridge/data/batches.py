@@ -188,26 +188,30 @@ def supervised_indices(labels: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- the order
 # The order of samples over all epochs of a stage is a pure function of the seed: a run that resumes from a checkpoint
-# needs only the number of samples seen. Source: `llava/train/llava_trainer.py` in haotian-liu/LLaVA
+# needs only the number of samples seen, ``skipped``. Source: `llava/train/llava_trainer.py` in haotian-liu/LLaVA
 # (`LengthGroupedSampler`).
 
 
 class RandomOrder(Sampler[int]):
     """``total`` sample indices: concatenated shuffled epochs, LLaVA's order in its first stage.
 
-    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller.
+    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller. A resumed run sets
+    ``skipped``: so many first indices are -1, for a loader that drops them.
     """
 
     def __init__(self, samples: int, total: int, seed: int) -> None:
         self.samples, self.total, self.seed = samples, total, seed
+        self.skipped = 0
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[int]:
         rng = torch.Generator().manual_seed(self.seed)
+        yield from itertools.repeat(-1, self.skipped)
         for start in range(0, self.total, self.samples):
-            yield from torch.randperm(self.samples, generator=rng).tolist()[: self.total - start]
+            epoch = torch.randperm(self.samples, generator=rng)
+            yield from epoch[max(0, self.skipped - start) : self.total - start].tolist()
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -218,7 +222,7 @@ class LengthGroupedSampler(Sampler[int]):
     length, so that no process waits for another. Sorting more samples than those of one step would pad less, but steps
     of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an epoch, even of a
     single one, is filled with random samples of the next epoch, which continues with the others; LLaVA leaves that step
-    smaller.
+    smaller. A resumed run sets ``skipped``, as for `RandomOrder`.
 
     Args:
         sizes: whether each sample has images, and its length in any unit that grows with its tokens.
@@ -231,40 +235,55 @@ class LengthGroupedSampler(Sampler[int]):
     def __init__(
         self, sizes: Sequence[tuple[bool, int]], batch_size: int, total: int, seed: int, micro_batches: int = 1
     ) -> None:
-        self.sizes, self.batch_size, self.total = sizes, batch_size, total
+        self.has_images = torch.tensor([has_images for has_images, _ in sizes], dtype=torch.bool)
+        self.lengths = [length for _, length in sizes]
+        self.batch_size, self.total = batch_size, total
         self.seed, self.micro_batches = seed, micro_batches
+        self.skipped = 0
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[int]:
         rng = torch.Generator().manual_seed(self.seed)
-        num_yielded = 0
-        while num_yielded < self.total:
-            first, remaining = [], list(range(len(self.sizes)))
-            if missing := -num_yielded % self.batch_size:
-                shuffled = torch.randperm(len(remaining), generator=rng).tolist()
-                first, remaining = shuffled[:missing], sorted(shuffled[missing:])
-            epoch = [*first, *self._grouped(remaining, rng)][: self.total - num_yielded]
-            yield from epoch
-            num_yielded += len(epoch)
+        yield from itertools.repeat(-1, self.skipped)
+        samples = len(self.lengths)
+        for start in range(0, self.total, samples):
+            # The random choices, for a skipped epoch too, since the state of ``rng`` depends on them: milliseconds.
+            missing = -start % self.batch_size  # samples of the step that the epoch before has begun
+            first = torch.randperm(samples, generator=rng)[:missing] if missing else torch.tensor([], dtype=torch.int64)
+            with_images, without = self.has_images.clone(), ~self.has_images
+            with_images[first] = without[first] = False
+            modalities = [mask.nonzero()[:, 0] for mask in (with_images, without)]
+            orders = [torch.randperm(len(modality), generator=rng) for modality in modalities]
+            is_mixed = all(len(modality) for modality in modalities)
+            num_full = sum((len(modality) - 1) // self.batch_size for modality in modalities)
+            order_of_full = torch.randperm(num_full, generator=rng).tolist() if is_mixed else []
+            if start + samples <= self.skipped:
+                continue
 
-    def _grouped(self, chosen: list[int], rng: torch.Generator) -> list[int]:
-        """LLaVA's ``get_modality_length_grouped_indices``."""
-        modalities = [[index for index in chosen if self.sizes[index][0] == has_images] for has_images in (True, False)]
-        steps = [self._length_grouped(modality, rng) for modality in modalities if modality]
-        if len(steps) == 1:
-            return [index for step in steps[0] for index in step]
-        full = [step for modality in steps for step in modality[:-1]]
-        shuffled = [full[number] for number in torch.randperm(len(full), generator=rng).tolist()]
-        last = sorted(index for modality in steps for index in modality[-1])
-        return [index for step in [*shuffled, last] for index in step]
+            # LLaVA's ``get_modality_length_grouped_indices``: steps of one modality, then the rest of both in one.
+            of_modality = [
+                modality[order].split(self.batch_size) for modality, order in zip(modalities, orders, strict=True)
+            ]
+            steps, rest = [step for modality in of_modality for step in modality], torch.tensor([], dtype=torch.int64)
+            if is_mixed:
+                full = [step for modality in of_modality for step in modality[:-1]]
+                steps = [full[number] for number in order_of_full]
+                rest = torch.cat([modality[-1] for modality in of_modality]).sort().values
 
-    def _length_grouped(self, chosen: list[int], rng: torch.Generator) -> list[list[int]]:
-        """LLaVA's ``get_length_grouped_indices``, step by step: at random, then by length within each."""
-        shuffled = [chosen[number] for number in torch.randperm(len(chosen), generator=rng).tolist()]
-        steps = [shuffled[start : start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
-        return [self._in_even_chunks(sorted(step, key=lambda index: -self.sizes[index][1])) for step in steps]
+            # Grouping by length takes seconds for a whole epoch, so that it is done when a step is read.
+            end = start
+            for step in (first, *steps, rest):
+                begin, end = end, end + len(step)
+                if end <= self.skipped or begin >= self.total:
+                    continue
+                indices = step.tolist() if step is first or step is rest else self._length_grouped(step.tolist())
+                yield from indices[max(0, self.skipped - begin) : self.total - begin]
+
+    def _length_grouped(self, step: list[int]) -> list[int]:
+        """A step of LLaVA's ``get_length_grouped_indices``: the longest first, in even micro-batches."""
+        return self._in_even_chunks(sorted(step, key=lambda index: -self.lengths[index]))
 
     def _in_even_chunks(self, step: list[int]) -> list[int]:
         """LLaVA's ``split_to_even_chunks``: the longest sample first, each into the shortest micro-batch."""
@@ -277,5 +296,5 @@ class LengthGroupedSampler(Sampler[int]):
             shortest = lengths.index(min(lengths))
             chunks[shortest].append(index)
             full = len(chunks[shortest]) == len(step) // count
-            lengths[shortest] = math.inf if full else lengths[shortest] + self.sizes[index][1]
+            lengths[shortest] = math.inf if full else lengths[shortest] + self.lengths[index]
         return [index for chunk in chunks for index in chunk]

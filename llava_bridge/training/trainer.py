@@ -46,7 +46,7 @@ class StageTrainer(Trainer):
         stage: StageConfig,
         stage_name: str,
         parts: Mapping[Part, nn.Module],
-        sampler: Sampler[int],
+        sampler: RandomOrder | LengthGroupedSampler,
         invalid: InvalidSamples,
         max_invalid_ratio: float,
         **options: Any,
@@ -58,6 +58,12 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
+
+    def _init_training_state(self, *arguments: Any, **options: Any) -> tuple[int, int]:
+        """HF's; of the samples before a checkpoint, which HF's loader drops, the sampler computes no order."""
+        trained = super()._init_training_state(*arguments, **options)
+        self.sampler.skipped = self.state.global_step * self.stage.global_batch_size
+        return trained
 
     def get_train_dataloader(self) -> Any:
         """HF's; its workers ignore signals, which schedulers send to all processes of a job."""
@@ -164,7 +170,9 @@ def init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
 atexit.register(end_stuck_workers)
 
 
-def make_sampler(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
+def make_sampler(
+    dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int
+) -> RandomOrder | LengthGroupedSampler:
     """The sampler of a stage with this number of ``steps``."""
     total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
