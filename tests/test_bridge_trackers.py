@@ -7,12 +7,14 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bridge_world
 import pytest
 
 from clips.core.run_log import RunLog
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
@@ -47,7 +49,33 @@ def test_steps_continue_from_stage_to_stage_and_a_lost_attempt_is_logged_again(t
     last = recorder.logged[-1][1]
     assert (last["instruct/loss"], last["instruct/lr"], last["instruct/samples_seen"]) == (1 / 3, 0.1, 12)
     assert not [name for name in last if not name.startswith("instruct/")]
-    assert "instruct/grad_norm" not in last  # None is no number
+    assert "instruct/grad_norm" not in last
+
+
+def test_every_number_of_hf_trainers_log_is_logged(tmp_path: Path) -> None:
+    """With a value that is new there, and the epochs of the data, of which HF's Trainer would count one."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import CallbackHandler
+
+    from llava_bridge.training.trainer import StageCallback, StageTrainer
+
+    recorder = Recorder()
+    progress = StageProgress("instruct", 4, RunLog(tmp_path, [recorder]), 0.0)
+    progress.begin(0, 9)
+    nobody: Any = SimpleNamespace(of_any_process=lambda *_: 0)
+    callback = StageCallback(progress, InvalidSamples, {}, 320, nobody, lambda: None)
+    trainer = StageTrainer.__new__(StageTrainer)
+    trainer.args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer.stage, trainer.train_dataset = StageConfig(global_batch_size=4), range(8)  # type: ignore[assignment]
+    trainer.state, trainer.control = TrainerState(global_step=3, max_steps=9, epoch=3 / 9), TrainerControl()
+    trainer.callback_handler = CallbackHandler([callback], None, None, None, None)
+    trainer.log({"loss": 0.5, "learning_rate": 0.1, "entropy": 2, "grad_norm": None, "note": "text"})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    expected = {"loss": 0.5, "lr": 0.1, "entropy": 2, "epoch": 1.5}
+    assert row.keys() == expected.keys() | {"stage", "step", "samples_seen", "samples_per_second", "time"}
+    assert row.items() >= expected.items()
+    assert recorder.logged[0][1].items() >= {f"instruct/{name}": value for name, value in expected.items()}.items()
 
 
 def config(stage: Mapping[str, Any], **fields: Any) -> LlavaTrainConfig:

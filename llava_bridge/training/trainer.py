@@ -35,6 +35,8 @@ from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.train_config import RATE_FIELDS, Part, StageConfig
 
 LOG_INTERVAL_SECONDS = 5.0
+LOG_NAMES = {"learning_rate": "lr"}
+"""The names in our log of HF Trainer's values that have another one there."""
 
 
 class StageTrainer(Trainer):
@@ -128,6 +130,12 @@ class StageTrainer(Trainer):
         if not is_finite:
             raise self._not_finite("gradient's norm", grad_norm, self.state.global_step)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """HF's, with the epochs of the data: for HF the whole stage is one, as the sampler has all of its samples."""
+        samples: Any = self.train_dataset
+        self.state.epoch = self.state.global_step * self.stage.global_batch_size / len(samples)
+        super().log(logs, start_time)
 
     def check_losses(self) -> None:
         """Raise UserError if a loss since the last call is not finite."""
@@ -275,7 +283,7 @@ class StageProgress:
         self._validation = validation
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
-        """Record HF Trainer's ``logs`` after ``step``; print a line every few seconds and at the end."""
+        """Record all numbers of HF Trainer's ``logs`` after ``step``; print a line every few seconds and at the end."""
         now = time.monotonic()
         rate = (step - self._first) * self.batch_size / max(now - self._resume_time, 1e-9)
         self.last_loss = float(logs["loss"])
@@ -284,9 +292,7 @@ class StageProgress:
             "stage": self.stage,
             "step": step,
             "samples_seen": step * self.batch_size,
-            "loss": self.last_loss,
-            "lr": logs.get("learning_rate"),
-            "grad_norm": logs.get("grad_norm"),
+            **{LOG_NAMES.get(name, name): value for name, value in logs.items() if isinstance(value, int | float)},
             "samples_per_second": round(rate, 2),
             "time": round(time.time(), 2),
             **validation,
