@@ -18,7 +18,11 @@ from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
+ROOMS = [TESTS.parent, TESTS, *(TESTS / room for room in ("clips", "llava_bridge", "benchmarks", "scripts"))]
+# Processes that tests start find the packages of this tree and the tests' own modules, as this one does.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*map(str, ROOMS), os.environ.get("PYTHONPATH")]))
 
 # A shell ignores Ctrl-C for what it runs in the background, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():

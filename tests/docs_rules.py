@@ -35,10 +35,10 @@ class Rule:
         return self.has in command.text
 
 
-_LMMS_EVAL = Path(__file__).parent / "peer_files/lmms_eval/20261123_225014_results.json"
+_LMMS_EVAL = Path(__file__).parent / "benchmarks/peer_files/lmms_eval/20261123_225014_results.json"
 _ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4"
 _FEW = f"{_ONE_STEP} --precision fp32"
-_MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
+_MEASURES = "measures for minutes; in miniature in tests/scripts/test_scripts.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
@@ -51,27 +51,27 @@ RULES = (
     Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
     Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
-    Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_scripts.py"),
-    Rule(has="--endpoint '[http://a:8000", skip="needs servers; tests/test_clips_recaption_endpoint.py starts one"),
+    Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/scripts/test_scripts.py"),
+    Rule(has="--endpoint '[http://a:8000", skip="servers: tests/clips/test_clips_recaption_endpoint.py starts one"),
     # ------------------------------------------------------------ what needs more than this machine
-    Rule(has="vllm serve", skip="needs vLLM; with it tests/test_bridge_vllm.py generates"),
-    Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),
+    Rule(has="vllm serve", skip="needs vLLM; with it tests/llava_bridge/test_bridge_vllm.py generates"),
+    Rule(has="srun ", skip="needs SLURM; tests/scripts/test_slurm.py plays it"),
     Rule(has="export MASTER_ADDR", skip="needs SLURM"),
-    Rule(has="--profile ", skip="needs SLURM; tests/test_study_slurm.py plays it"),
-    Rule(has="sbatch ", skip="needs SLURM; tests/test_slurm.py plays it"),
-    Rule(has="deepspeed --num_gpus 8", skip="tests/test_clips_distributed.py starts two processes by it"),
+    Rule(has="--profile ", skip="needs SLURM; tests/benchmarks/test_study_slurm.py plays it"),
+    Rule(has="sbatch ", skip="needs SLURM; tests/scripts/test_slurm.py plays it"),
+    Rule(has="deepspeed --num_gpus 8", skip="tests/clips/test_clips_distributed.py starts two processes by it"),
     Rule(has="--hostfile", skip="needs several machines"),
     Rule(has="--nnodes", skip="needs several machines"),
     Rule(has="hf upload", skip="needs the hub; tests/test_hub_upload.py plays it"),
     Rule(has="logs/model/", swap=(("logs/model/20260101_120000_results.json", str(_LMMS_EVAL)),)),
-    Rule(has="clip_benchmark eval", skip="needs its data; tests/test_bench_peers.py runs it where it is installed"),
-    Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
-    Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
+    Rule(has="clip_benchmark eval", skip="tests/benchmarks/test_bench_peers.py runs it where it is installed"),
+    Rule(has="clips-bench download", skip="needs the hub; tests/benchmarks/test_bench_fetch.py plays it"),
+    Rule(has="llava-hf/", skip="needs the hub; tests/llava_bridge/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),
     Rule(has="hf-hub:", skip="needs the hub"),
     # ------------------------------------------------------------ what would take long
     Rule(has="scripts/studies/lengths.yaml", swap=(("study run", "study plan"),), shared=True),
-    Rule(has="python scripts/judge_claims.py", skip="tests/test_judge_claims.py runs it on these scores"),
+    Rule(has="python scripts/judge_claims.py", skip="tests/scripts/test_judge_claims.py runs it on these scores"),
     Rule(has="python scripts/insert_tables.py docs/evidence.md", skip="changes the page"),
     Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
@@ -92,7 +92,7 @@ RULES = (
     ),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
     Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
-    Rule(has="clips-bench score", skip="LLaVA's own files; tests/test_bench_score.py has them"),
+    Rule(has="clips-bench score", skip="LLaVA's own files; tests/benchmarks/test_bench_score.py has them"),
 )
 SWAPS = {
     ("README.md", "mine.yaml"): (

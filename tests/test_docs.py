@@ -13,7 +13,7 @@ from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
 from benchmarks.study.schema import parse_study
-from clips.commandline.parsing import parse_config
+from clips.commandline.parsing import docstring_summary, help_text, list_item_classes, parse_config
 from clips.errors import UserError
 from clips.text_files import parse_yaml
 from clips.typed_data import field_types, from_plain
@@ -100,7 +100,7 @@ def test_commands_within_sentences_have_the_flags_that_they_name(page: str):
 
 
 def configs() -> list[Any]:
-    """All but lmms-eval's own tasks, which tests/test_bench_own_tasks.py runs."""
+    """All but lmms-eval's own tasks, which tests/benchmarks/test_bench_own_tasks.py runs."""
     found = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
     found = [block for block in found if not block.title.startswith("tasks/")]
     return [pytest.param(block, id=str(block)) for block in found]
@@ -161,3 +161,12 @@ def test_programs_are_those_that_are_installed():
     scripts = re.search(r"\[project.scripts\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     assert scripts
     assert {line.split(" = ")[0] for line in scripts[1].splitlines()} == set(PROGRAMS)
+
+
+@pytest.mark.parametrize(("program", "name"), [(program, name) for program in PROGRAMS for name in commands(program)])
+def test_help_writes_null_as_yaml_and_flags_do(program: str, name: str):
+    command = commands(program)[name]
+    config = command.config_class()
+    texts = [command.help, help_text(config, f"{program} {name}", command.positional, command.rest)]
+    texts += [f"{docstring_summary(kind)}\n{help_text(kind, '', (), None)}" for _, kind in list_item_classes(config)]
+    assert not [text for text in texts if re.search(r"\bNone\b", text)]

@@ -184,7 +184,7 @@ def test_additions_of_an_example_work(name: str, changed: Path, tmp_path: Path):
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{changed}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{changed}{os.pathsep}{os.environ['PYTHONPATH']}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -35,9 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by a process of its own, whose training leaves nothing behind in this one."""
     folder = tmp_path_factory.mktemp("docs") / "world"
     code = "import pathlib, sys, docs_world; docs_world.make_world(pathlib.Path(sys.argv[1]))"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     command = [sys.executable, "-c", code, str(folder)]
-    made = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-3000:]
     return folder
 

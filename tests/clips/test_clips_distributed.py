@@ -224,7 +224,7 @@ def test_two_processes_go_through_stages(data: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: Path, tmp_path: Path):
     configured(data, tmp_path / "run", FIELDS)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

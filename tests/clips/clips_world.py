@@ -166,7 +166,7 @@ def stopped_at(step: int) -> Iterator[None]:
 
 
 def torchrun(log: Path, *command: str, processes: int = 2) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command)
     with log.open("wb") as stream:
         return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)

@@ -28,7 +28,7 @@ from clips.training import mfu
 from clips.training.train_config import EncoderTrainConfig, stage_configs
 
 judge_claims = load_script("judge_claims.py")
-STUDIES = Path(__file__).parents[1] / "scripts/studies"
+STUDIES = Path(__file__).parents[2] / "scripts/studies"
 CLAIM = judge_claims.Claim(
     name="A1", text="a above b", study="made", benchmark="test", weights={"a": 1, "b": -1}, seeds=3
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from script_modules import load_script
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "bench"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 
 
 @pytest.fixture(scope="module")

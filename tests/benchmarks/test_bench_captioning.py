@@ -18,7 +18,7 @@ from benchmarks.tasks.mllm import caption_metrics as captioning
 from benchmarks.tasks.mllm.caption_metrics import patched_caption_scorers, ptb_tokenize
 from benchmarks.tasks.mllm.task_metrics import _bleu_columns, caption_metrics
 
-SHARED = Path(__file__).resolve().parents[1] / "../shared"
+SHARED = Path(__file__).resolve().parents[2] / "../shared"
 HAND = [
     'A man (in red) said: "don\'t!" He left.',
     "Two dogs, one black; one white...",

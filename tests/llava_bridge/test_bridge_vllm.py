@@ -103,7 +103,7 @@ def test_vllm_finds_the_architectures(bridge_encoder, bridge_llm, tmp_path):
     pytest.importorskip("vllm")
     model, processor = pooling_llava(bridge_encoder, bridge_llm)
     config = json.loads((bridge_world.save(tmp_path, model, processor) / "config.json").read_text())
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     entry = project["entry-points"]["vllm.general_plugins"]["llava_bridge"]
     done = bridge_world.run_python("-c", VLLM, *config["architectures"], entry)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAV
 from clips.errors import UserError
 from clips.typed_data import to_plain
 
-STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 GRID = {
     "sweep": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
     "recipe": {"positives": ["partial"]},

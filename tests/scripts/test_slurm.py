@@ -16,7 +16,7 @@ from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
 from llava_bridge.training.train_config import DistributedConfig, StageConfig
 
-SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" & tasks+=($!); done
@@ -65,7 +65,7 @@ def sbatch(script: str, directory: Path, *arguments: str, event: str = "", **pro
 
 
 def test_deepspeed_reads_the_example_of_its_hosts() -> None:
-    example = Path(__file__).parents[1] / "scripts" / "deepspeed" / "hostfile.example"
+    example = Path(__file__).parents[2] / "scripts" / "deepspeed" / "hostfile.example"
     script = f"from deepspeed.launcher.runner import fetch_hostfile; print(dict(fetch_hostfile({str(example)!r})))"
     done = bridge_world.run_python("-c", script)
     assert done.stdout.splitlines()[-1:] == [str({f"node-{number}": 8 for number in range(1, 5)})], done.stderr

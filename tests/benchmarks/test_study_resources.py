@@ -167,7 +167,7 @@ with locked(Path(sys.argv[2])):
 
 
 def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
-    words = [sys.executable, "-c", HOLDER, str(Path(__file__).parents[1]), str(tmp_path)]
+    words = [sys.executable, "-c", HOLDER, str(Path(__file__).parents[2]), str(tmp_path)]
     said: list[str] = []
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None

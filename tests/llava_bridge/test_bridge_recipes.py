@@ -24,7 +24,7 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
 
-FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
+FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
 STATED = {"data", "num_epochs", "global_batch_size", "micro_batch_size", "learning_rate", "warmup_ratio"}
 STATED |= {"weight_decay", "max_length"}

@@ -22,7 +22,7 @@ from benchmarks.study.state import StepRecord, read_record
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
 
 REAL = bool(shutil.which("sinfo")) and subprocess.run(["sinfo"], capture_output=True).returncode == 0
-SHIPPED = Path(__file__).parents[1] / "scripts" / "slurm" / "profile" / "config.yaml"
+SHIPPED = Path(__file__).parents[2] / "scripts" / "slurm" / "profile" / "config.yaml"
 
 
 @pytest.fixture(autouse=True)

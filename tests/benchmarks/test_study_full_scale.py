@@ -17,7 +17,7 @@ import yaml
 from benchmarks.study.schema import read_study
 from benchmarks.study.steps import build_plan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "scripts/studies/paper_llava.yaml"
 EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
 

@@ -79,7 +79,7 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path, monkeypatch):
 
 def test_the_profile_of_kubernetes_is_one_that_snakemake_reads(tmp_path, monkeypatch):
     pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra 'kubernetes' is not installed")
-    profile = Path(__file__).parents[1] / "scripts" / "kubernetes" / "profile"
+    profile = Path(__file__).parents[2] / "scripts" / "kubernetes" / "profile"
     run_snakemake = runner.run_snakemake
 
     def dry(output: Path, flags: list[str], show: object) -> int:

@@ -21,7 +21,7 @@ from benchmarks.study.study_record import read_study_record
 from clips.core.parent_death import usable_cores
 from clips.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -286,13 +286,13 @@ def test_mistakes_are_one_line(settings: Settings) -> None:
 
 
 def _slurm_task(number: int, config: Path) -> tuple[list[str], dict[str, str]]:
-    script = Path(__file__).parents[1] / "scripts" / "slurm" / "recaption.sbatch"
+    script = Path(__file__).parents[2] / "scripts" / "slurm" / "recaption.sbatch"
     environment = {"SLURM_ARRAY_TASK_ID": f"{number}", "SLURM_ARRAY_TASK_COUNT": "2"}
     return ["bash", str(script), "--config", str(config)], environment
 
 
 def _kubernetes_pod(number: int, config: Path) -> tuple[list[str], dict[str, str]]:
-    job = yaml.safe_load((Path(__file__).parents[1] / "scripts" / "kubernetes" / "recaption.yaml").read_text())["spec"]
+    job = yaml.safe_load((Path(__file__).parents[2] / "scripts" / "kubernetes" / "recaption.yaml").read_text())["spec"]
     assert job["completions"] == int(job["template"]["spec"]["containers"][0]["env"][0]["value"])
     (pod,) = job["template"]["spec"]["containers"]
     (text,) = pod["args"]
@@ -330,7 +330,7 @@ def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Ca
 def test_tasks_of_ray_share_the_work(settings: Settings, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     output = _write_two_parts(settings, tmp_path)
-    script = Path(__file__).parents[1] / "scripts" / "ray" / "recaption.py"
+    script = Path(__file__).parents[2] / "scripts" / "ray" / "recaption.py"
     command = [sys.executable, str(script), "2", "--cpus", "0.5", "--max_retries", "0", "--config"]
     done = subprocess.run([*command, str(tmp_path / "recaption.yaml")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-DEMO = Path(__file__).parents[1] / "scripts/demo"
+DEMO = Path(__file__).parents[2] / "scripts/demo"
 MAKE_SCENES = f"python {DEMO / 'make_scenes.py'}"
 TRAIN_LLM = f"python {DEMO / 'train_llm.py'}"
 SMALL: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from study_material import MAKE_SCENES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = ("untrained", "clips")
 
 

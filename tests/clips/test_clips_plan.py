@@ -33,7 +33,7 @@ MODEL = ModelConfig(**SMALL)
 RECIPE = RecipeConfig(name="clips")
 CAPTIONER = {"max_length": 12, "num_layers": 1, "width": 32}
 CONTRASTS = [name for name, spec in RECIPES.items() if Recipe(RecipeConfig(name=name)).texts]
-SHIPPED = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "clips-l-14.yaml"
+SHIPPED = Path(__file__).resolve().parents[2] / "scripts" / "configs" / "clips-l-14.yaml"
 
 
 def real_batch(model: Any, samples: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 ORDER = ("train_a_clips", "plug_into_llava")  # the second uses the encoder of the first
 PACKAGES = {"clips", "llava_bridge", "benchmarks"}
 
