@@ -27,7 +27,7 @@ from clips.data.augment import read_crop
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetching
-from clips.data.sampler import SampleOrder, SamplePosition, evenly, step_positions
+from clips.data.sampler import MIXTURE_ORDER, SampleOrder, SamplePosition, evenly, step_positions
 from clips.data.sources import DataConfig, InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError, error_reason
 
@@ -174,10 +174,14 @@ class TrainDataset(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
     def hashes(self) -> dict[str, str]:
-        """Hashes of the sources' contents, wherever they lie: order and samples of a run depend on them."""
+        """Hashes of the sources' contents, wherever they lie: order and samples of a run depend on them.
+
+        Those of a mixture state the version of its order, by which a run of another version is another run.
+        """
+        order = f" in order {MIXTURE_ORDER} of mixtures" if self.order.is_mixture else ""
         return {
-            f"data.sources[{number}]": digest({name: each for name, each in found.items() if name != "path"})
-            for number, found in enumerate(self.describe())
+            f"data.sources[{number}]": digest({name: value for name, value in source.items() if name != "path"}) + order
+            for number, source in enumerate(self.describe())
         }
 
 

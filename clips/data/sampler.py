@@ -15,13 +15,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 _ORDER, _SAMPLE, _MIXTURE = 0, 1, 2  # separate streams of random numbers
-_CYCLE = 1000  # after this number of samples of a stripe a mixture matches its weights
+_CYCLE = 1000  # after this number of samples of a stripe a mixture of up to 31 sources matches its weights
 _MAX_STRIPES = 256  # one for each of 8 processes on 32 nodes
+MIXTURE_ORDER = 2
+"""The version of the order of mixtures; raise it with any change of it, so that no run resumes in another order."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class SampleOrder:
 
     Without weights the sources are one sequence; each sample occurs once per epoch, in a new order. With weights, each
     source is a separate stream. After every 1,000 samples of a stripe (without stripes: every 1,000 positions) its
-    count is proportional to its weight, rounded to integers; rarer sources are rounded first, and the most frequent one
-    gets the remainder. Stripes round at different positions, so that their sum matches the weights as well.
+    count is its share of all samples so far, rounded to an integer; the most frequent source gets the rest. Each stripe
+    rounds at another fraction: the sum of all stripes differs from a share by at most 1/2, that of the most frequent of
+    n sources by at most (n - 1)/2. From 32 sources on, n² samples take the place of the 1,000.
 
     ``buffer_shards`` are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes each. The order
     depends on ``batch_size``, the positions of one step over all processes, only with a buffer.
@@ -73,6 +75,11 @@ class SampleOrder:
         count = sum(len(stream.blocks) for stream in self._streams)
         return int(self.samples * min(1, (self.buffer_shards or count) / count)) // self.stripes
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether samples of several weighted sources alternate."""
+        return len(self._streams) > 1
+
     def __len__(self) -> int:
         return self.samples
 
@@ -81,7 +88,7 @@ class SampleOrder:
         step, in_batch = divmod(position, self.batch_size)
         stripe, in_stripe = divmod(in_batch, self._width)
         number = step * self._width + in_stripe
-        source, count = (0, number) if len(self._streams) == 1 else self._mixture.at(stripe, number)
+        source, count = self._mixture.at(stripe, number) if self.is_mixture else (0, number)
         found = self._streams[source].at(count * self.stripes + stripe + ahead)
         return SamplePosition(found.index + int(self._starts[source]), found.epoch)
 
@@ -101,7 +108,7 @@ class SampleOrder:
         return now, later
 
     def _counts(self, source: int, stripes: range, number: int) -> np.ndarray:
-        if len(self._streams) == 1:
+        if not self.is_mixture:
             return np.full(len(stripes), number)
         return self._mixture.counts(source, stripes, number)
 
@@ -210,6 +217,9 @@ class _Mixture:
 
     def __init__(self, weights: Sequence[float], seed: int, stripes: int) -> None:
         self.weights, self.seed, self.stripes = list(weights), seed, stripes
+        # Of n² samples the most frequent of n sources has at least n. The others, rounded up, take fewer of these: its
+        # count never shrinks.
+        self.cycle = max(_CYCLE, len(weights) ** 2)
         self._sources = functools.lru_cache(maxsize=4)(self._assign)
         self._totals = functools.lru_cache(maxsize=8)(self._count)
 
@@ -218,42 +228,28 @@ class _Mixture:
 
     def at(self, stripe: int, number: int) -> tuple[int, int]:
         """The source of sample ``number`` of ``stripe``, and the number of earlier samples from it in the stripe."""
-        cycle, offset = divmod(number, _CYCLE)
+        cycle, offset = divmod(number, self.cycle)
         assigned = self._sources(cycle)[stripe]
         source = int(assigned[offset])
         return source, int(self._totals(cycle)[source, stripe]) + int(np.count_nonzero(assigned[:offset] == source))
 
     def counts(self, source: int, stripes: range, number: int) -> np.ndarray:
         """How many of each stripe's first ``number`` samples are from ``source``."""
-        cycle, offset = divmod(number, _CYCLE)
+        cycle, offset = divmod(number, self.cycle)
         rows = slice(stripes.start, stripes.stop)
         assigned = self._sources(cycle)[rows, :offset]
         return self._totals(cycle)[source, rows] + (assigned == source).sum(axis=1)
 
     def _count(self, cycle: int) -> np.ndarray:
         """The number of samples from each source in each stripe before ``cycle``, (sources, stripes)."""
-        # The rarest source takes its share of all samples so far, rounded; the next its share of what is left; the most
-        # frequent the rest. So no count shrinks from cycle to cycle, and no error adds up: fractions are exact, and a
-        # weight is the decimal number that the config states.
-        left = [cycle * _CYCLE] * self.stripes
-        weights = [Fraction(str(float(weight))) for weight in self.weights]
-        left_weight = sum(weights, Fraction(0))
-        counts = np.zeros((len(weights), self.stripes), dtype=np.int64)
-        *rarer, last = sorted(range(len(weights)), key=weights.__getitem__)
-        for number, source in enumerate(rarer, 1):
-            # The stripes round up at evenly spaced thresholds, so that their sum is rounded as well. Which stripe has
-            # which differs from source to source by a stride that a golden ratio spreads: otherwise the same stripe
-            # would round up for every source, and its neighbors together. The stride is odd and the number of stripes
-            # a power of two: it reaches all of them.
-            stride = int(0.618 * number % 1 * self.stripes) | 1
-            share = weights[source] / left_weight
-            for stripe in range(self.stripes):
-                threshold = Fraction(2 * (stripe * stride % self.stripes) + 1, 2 * self.stripes)
-                taken = math.floor(share * left[stripe] + threshold)
-                counts[source, stripe] = taken
-                left[stripe] -= taken
-            left_weight -= weights[source]
-        counts[last] = left
+        # Each share of all samples so far is rounded, so that no error adds up, and the most frequent source gets the
+        # rest. The stripes round up at evenly spaced thresholds, so that their sum is rounded as well.
+        shares = np.array(self.weights) / max(self.weights)  # whose sum is finite
+        shares /= math.fsum(shares)  # exact, and so the same in every version of Python
+        thresholds = (np.arange(self.stripes) + 0.5) / self.stripes
+        before = cycle * self.cycle
+        counts = np.floor(shares[:, None] * before + thresholds).astype(np.int64)
+        counts[np.argmax(shares)] += before - counts.sum(axis=0)
         return counts
 
     def _assign(self, cycle: int) -> np.ndarray:
@@ -261,9 +257,9 @@ class _Mixture:
         # A cycle has as many samples from each source as the counts grow, in random order. All stripes have the same
         # order, each from another offset: then few steps of all stripes together match the weights, too.
         ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)  # (sources, stripes)
-        slots = np.random.default_rng([_MIXTURE, self.seed, cycle]).permutation(np.arange(_CYCLE))
-        offsets = np.arange(self.stripes) * _CYCLE // self.stripes
-        slots = slots[(offsets[:, None] + np.arange(_CYCLE)) % _CYCLE]
+        slots = np.random.default_rng([_MIXTURE, self.seed, cycle]).permutation(np.arange(self.cycle))
+        offsets = np.arange(self.stripes) * self.cycle // self.stripes
+        slots = slots[(offsets[:, None] + np.arange(self.cycle)) % self.cycle]
         assigned = np.zeros(slots.shape, dtype=np.int16)
         for end in ends[:-1]:
             assigned += slots >= end[:, None]

@@ -75,7 +75,8 @@ class SourceConfig:
             buffer of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
         weight: ratio of samples from this source, relative to the weights of the others; set it for each source or for
             none. Without weights, the sources are read as one, each sample once per epoch. Small weights are exact
-            too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer.
+            too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer;
+            the source with the largest weight gets the rest.
     """
 
     format: str = "webdataset"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from generators import explore, sizes
+from hypothesis import strategies as st
 
 from clips.data.sampler import SampleOrder, step_positions
 
@@ -133,6 +136,48 @@ def test_each_of_many_weights_is_kept(batch_size: int):
     assert [counts[source] for source in range(6)] == pytest.approx([len(places) * w for w in weights], abs=2)
     rare = [(place.epoch, place.index) for place in places if place.index < 50]
     assert len(set(rare)) == len(rare)
+
+
+@sizes
+def test_every_source_of_a_mixture_has_its_share_and_is_read_whole(examples: int):
+    """At each end of a cycle, whatever the weights; the reference are exact fractions of what the config states."""
+
+    def check(data: st.DataObject) -> None:
+        exponents = data.draw(st.lists(st.floats(-4, 3), min_size=2, max_size=12), label="exponents of weights")
+        weights = [10**exponent for exponent in exponents]
+        blocks = [data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=6)) for _ in weights]
+        stripes = data.draw(st.sampled_from([1, 2]), label="stripes")
+        buffer = 2 if stripes > 1 else data.draw(st.sampled_from([None, 1, 3]), label="buffer")
+        order = SampleOrder(
+            blocks, weights, seed=data.draw(st.integers(0, 9)), buffer_shards=buffer, batch_size=stripes
+        )
+        ends = np.cumsum([sum(sizes) for sizes in blocks])
+        places = [order.at(position) for position in range(2000)]
+        sources = np.searchsorted(ends, [place.index for place in places], side="right")
+        total, most = sum(map(Fraction, weights)), weights.index(max(weights))
+        for end in range(1000 * stripes, len(places) + 1, 1000 * stripes):
+            for number, weight in enumerate(weights):
+                error = abs(np.count_nonzero(sources[:end] == number) - Fraction(weight) / total * end)
+                assert error <= (len(weights) - 1 if number == most else 1) / 2 + 1e-6, (number, end)
+        assert len(set(places)) == len(places)
+        for number in range(len(weights)) if stripes == 1 else ():
+            read = [place for place, source in zip(places, sources, strict=True) if source == number]
+            size = sum(blocks[number])
+            for epoch, start in enumerate(range(0, len(read), size)):
+                part = read[start : start + size]
+                assert len({place.index for place in part}) == len(part)
+                assert {place.epoch for place in part} == {epoch}
+
+    explore(check, examples)
+
+
+def test_no_source_of_very_many_goes_back():
+    """In 1,000 samples, 126 of these sources would round up at once to 8 each: more than there are."""
+    order = SampleOrder([[3000]] * 127, [7.1] * 126 + [105.4], seed=0)
+    places = [order.at(position) for position in range(127**2 + 5000)]
+    assert len(set(places)) == len(places)
+    counts = Counter(place.index // 3000 for place in places[: 127**2])
+    assert [counts[number] for number in range(126)] == pytest.approx([127**2 * 7.1 / 1000] * 126, abs=0.5)
 
 
 def test_readers_get_the_order_as_it_is():

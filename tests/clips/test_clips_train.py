@@ -324,6 +324,31 @@ def test_a_run_resumes_on_the_same_data_only(tmp_path: Path):
     assert is_equal(tmp_path / "started", tmp_path / "finished")
 
 
+def test_a_run_of_a_mixture_resumes_in_the_same_order_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without weights a run has no order of a mixture: a new one makes it no other run."""
+    one, two = (clips_world.write_shards(tmp_path / name, sizes) for name, sizes in (("one", (9, 7)), ("two", (5,))))
+    mixed = {"sources": [{"path": str(one), "weight": 3}, {"path": str(two), "weight": 1}]}
+    joined = {"sources": [{"path": str(one)}, {"path": str(two)}]}
+    alone = {"sources": [{"path": str(one), "weight": 3}]}
+    configs = {
+        name: clips_world.train_config(one, tmp_path / f"{name} run", data=data)
+        for name, data in {"mixed": mixed, "joined": joined, "alone": alone}.items()
+    }
+    for config in configs.values():
+        with stopped_at(4):
+            train(config)
+    monkeypatch.setattr("clips.data.loader.MIXTURE_ORDER", 3)
+    for name in ("joined", "alone"):
+        train(configs[name])
+    with pytest.raises(
+        UserError, match=r"another run: inputs\.data\.sources\[0\] is '.*2 of mixtures' there and '.*3 of mixtures' now"
+    ):
+        train(configs["mixed"])
+    monkeypatch.undo()
+    train(configs["mixed"])
+    assert is_equal(tmp_path / "mixed run", trained(one, tmp_path / "whole", data=mixed))
+
+
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "untrained", max_steps=0, seed=4)
     train(config)
