@@ -129,9 +129,10 @@ def _run_command(url: str, stdout: Any) -> bytes:
 
 
 class ShardCache:
-    """An LRU cache of shards on the local disk. Processes may share its directory: files appear atomically.
+    """The cache of shards, and of what is made of them and of other data, on the local disk.
 
-    ``limit`` is the maximum size in bytes; the newest file always stays.
+    Processes may share its directory: files appear atomically. ``limit`` is the maximum size in bytes; the least
+    recently used files are deleted first, and the newest one always stays.
     """
 
     def __init__(self, directory: Path, limit: float) -> None:
@@ -169,12 +170,13 @@ class ShardCache:
 
         Raises:
             UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before; once without ``retry``.
+            OSError: the cache cannot be written; or, without ``retry``, ``make`` raises it.
             UserError: the file does not exist, ``make`` raises a UserError, or 3 times a `BadCopyError`.
         """
         target = self.target(key, name)
-        try:
-            os.utime(target)
-        except FileNotFoundError:
+        with contextlib.suppress(OSError):  # missing; or only to be read, as another user's
+            os.utime(target)  # its last use, by which `_make_room` chooses
+        if not target.exists():
             with self.lock(target.name):  # one thread or process makes it for all
                 if not target.exists():
                     tries = _MAX_TRIES if self._has_worked else _NUM_TRIES
@@ -218,7 +220,7 @@ def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> No
             except (UserError, FileNotFoundError) as error:  # retrying would not help
                 raise error if isinstance(error, UserError) else UserError(f"{key}: no such file") from None
             except Exception as error:  # file systems raise errors of their own
-                if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                if isinstance(error, OSError) and (tries == 1 or error.errno in _NO_SPACE):
                     raise
                 if isinstance(error, BadCopyError) and attempt + 1 >= min(tries, _NUM_TRIES):
                     raise UserError(f"{key}: {error}") from None

@@ -18,7 +18,6 @@ import pytest
 
 from clips import text_files
 from clips.core import durable
-from clips.core import identity as hashes
 from clips.core.identity import cache_directory
 from clips.data.formats import conversation_table
 from clips.data.formats.conversation_table import ConversationTable, convert_or_read
@@ -199,45 +198,6 @@ def test_a_failed_conversion_leaves_no_entry(file: Path) -> None:
     assert not entries()
 
 
-def without_the_end(whole: bytes) -> bytes:
-    return whole[:-50]
-
-
-def with_zeros_inside(whole: bytes) -> bytes:
-    return whole[: len(whole) // 2] + bytes(500) + whole[len(whole) // 2 + 500 :]
-
-
-def with_another_text(whole: bytes) -> bytes:
-    return whole.replace(b"assistant", b"Assistant")
-
-
-@pytest.mark.parametrize("damage", [without_the_end, with_zeros_inside, with_another_text])
-def test_a_damaged_entry_is_made_again(damage: Any, file: Path) -> None:
-    converted(file, lambda *_: iter(talk()))
-    (entry,) = entries()
-    whole = entry.read_bytes()
-    entry.write_bytes(damage(whole))
-    assert entry.read_bytes() != whole
-    assert list(converted(file, lambda *_: iter(talk()))) == placed(talk())
-    assert entry.read_bytes() == whole
-
-
-def test_an_entry_is_hashed_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "_SETTLED_NS", -1_000_000_000)
-    converted(file, lambda *_: iter(talk()))
-    hashed: list[Path] = []
-    file_hash = hashes.file_hash
-
-    def counted(path: Path) -> str:
-        hashed.append(path)
-        return file_hash(path)
-
-    monkeypatch.setattr(hashes, "file_hash", counted)
-    for _ in range(3):
-        converted(file, lambda *_: iter(talk()))
-    assert hashed == entries()
-
-
 def in_memory(file: Path, conversations: list[Conversation], capsys: pytest.CaptureFixture[str], reason: str) -> None:
     table = converted(file, lambda *_: iter(conversations))
     assert list(pickle.loads(pickle.dumps(table))) == placed(conversations)
@@ -282,28 +242,3 @@ def test_a_table_whose_entry_was_deleted_is_a_user_error(file: Path) -> None:
     entry.unlink()
     with pytest.raises(UserError, match=rf"^{entry}: was deleted during the run; the same command makes it again$"):
         table[0]
-
-
-def test_old_entries_make_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(layout: str, days: float) -> Path:
-        before = set(entries())
-        convert_or_read(file, layout, Path(), lambda *_: iter(talk()))
-        (entry,) = set(entries()) - before
-        for path in (entry, entry.with_suffix(".sha256")):
-            os.utime(path, (time.time() - days * 86400,) * 2)
-        return entry
-
-    used, older, old, recent = make("used", 90), make("older", 60), make("old", 50), make("recent", 13)
-    convert_or_read(file, "used", Path(), lambda *_: iter(talk()))
-    partial = used.with_name(".x.arrow.0.partial")  # of a killed process
-    partial.write_bytes(bytes(1000))
-    os.utime(partial, (0, 0))
-    size = used.stat().st_size
-    monkeypatch.setattr(conversation_table, "_CACHE_BYTES", 4 * size)
-    new = make("new", 0)
-    assert set(entries()) == {used, old, recent, new}
-    assert not partial.exists()
-    assert not older.with_suffix(".sha256").exists()
-    monkeypatch.setattr(conversation_table, "_CACHE_BYTES", 0)
-    newest = make("newest", 0)
-    assert set(entries()) == {used, recent, new, newest}

@@ -404,6 +404,33 @@ def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path:
     assert {name for name in left if not name.endswith("-two")} == {"mine.tar", "folder", young.name}
 
 
+def test_the_cache_deletes_what_was_used_least_recently(tmp_path: Path):
+    cache, made = ShardCache(tmp_path, limit=40), list[str]()
+
+    def use(key: str) -> Path:
+        return cache.made(key, key, lambda path: [path.write_bytes(b"1234"), made.append(key)])
+
+    for age, key in enumerate("abcdefghij", 1):  # the limit; the oldest last
+        made_at = time.time() - 60 * age
+        os.utime(use(key), (made_at, made_at))
+    for key in ("j", "h", "f", "d", "b"):
+        use(key)
+    for key in "uvwxy":
+        use(key)
+    assert {path.name.partition("-")[2] for path in tmp_path.glob("[!.]*")} == set("bdfhjuvwxy")
+    for key in "bdfhj":
+        use(key)
+    assert made == list("abcdefghijuvwxy")
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = ShardCache(tmp_path, limit=12)
+    path = cache.made("key", "name", lambda path: path.write_bytes(b"1234"))
+    monkeypatch.setattr("clips.data.remote_files.os.utime", failing(30, "Read-only file system"))
+    monkeypatch.setattr(ShardCache, "lock", failing(30, "Read-only file system"))
+    assert cache.made("key", "name", lambda path: pytest.fail("made again")) == path
+
+
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = opened(clips_world.write_shards(tmp_path / "data", sizes=(2,)))
     monkeypatch.setattr("clips.data.tar_index.os.pread", failing(5, "Input/output error"))

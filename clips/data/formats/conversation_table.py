@@ -5,32 +5,24 @@ Parsed JSON of LLaVA's size takes gigabytes in each process; the pages of a mapp
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import itertools
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 
-from clips.core import durable
-from clips.core.durable import temp_path_for
 from clips.core.identity import cache_directory, content_hashes, digest
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
+from clips.data.remote_files import ShardCache, UnreachableError
 from clips.errors import UserError, error_reason
 from clips.safe_text import log_info
 
 _VERSION = 3  # raise it with a change of what the readers make of a row, or of the file's columns
-_CACHE_BYTES = 20e9
-_KEPT_SECONDS = 14 * 86400  # other runs, also those of other machines, may have mapped what was used since
-_STARTED = time.time()
+_CACHE_BYTES = 100e9  # far more than the tables of one run, which must not displace each other
 _ROWS = 1024  # of each record batch but the last
 _UNTRAINED = "n"
 _ROLES: dict[str, Literal["user", "assistant", "system"]] = {"u": "user", "a": "assistant", "s": "system"}
@@ -108,73 +100,26 @@ def convert_or_read(
     if not file.is_file():  # as a shell's ``<(…)``, which can be read only once
         return read(f"{file.name} ", root)
     content = content_hashes([file])[file]
-    path = cache_directory("conversations") / f"{digest([_VERSION, layout, content])}.arrow"
-    with contextlib.suppress(OSError):
-        os.utime(_hash_path(path))  # the time of last use; the Arrow file's own would make it seem changed
+    cache = ShardCache(cache_directory("conversations"), _CACHE_BYTES)
+
+    def convert(partial: Path) -> None:
+        _write(str(partial), read("", Path()))
+        if content_hashes([file])[file] != content:
+            raise UserError(f"{file}: another program has written it while it was read")
+
     try:
-        if not _is_whole(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{path.name}.lock")):
-                if not _is_whole(path):
-                    _convert(file, content, read, path)
-    except OSError as error:
+        path = cache.made(digest([_VERSION, layout, content]), "conversations.arrow", convert, retry=False)
+    except (OSError, UnreachableError) as error:
         import pyarrow as pa
 
         log_info(
-            f"{path.parent}: cannot write here ({error_reason(error)}); each process keeps the text of {file} in its "
-            "memory; XDG_CACHE_HOME names another cache directory"
+            f"{cache.directory}: cannot write here ({error_reason(error)}); each process keeps the text of {file} in "
+            "its memory; XDG_CACHE_HOME names another cache directory"
         )
         sink = pa.BufferOutputStream()
         _write(sink, read("", Path()))
         return ConversationTable(sink.getvalue().to_pybytes(), file.name, root)
     return ConversationTable(path, file.name, root)
-
-
-def _convert(file: Path, content: str, read: Callable[[str, Path], Iterator[Conversation]], path: Path) -> None:
-    partial, hash_path = temp_path_for(path), _hash_path(path)
-    try:
-        _write(str(partial), read("", Path()))
-        if content_hashes([file])[file] != content:
-            raise UserError(f"{file}: another program has written it while it was read")
-        with partial.open("rb") as stream:
-            hash_path.write_text(hashlib.file_digest(stream, "sha256").hexdigest())
-        durable.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            hash_path.unlink()
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-    with contextlib.suppress(OSError):
-        _make_room(path.parent)
-
-
-def _hash_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return content_hashes([path])[path] == _hash_path(path).read_text()
-    except (OSError, ValueError, UserError):
-        return False
-
-
-def _make_room(directory: Path) -> None:
-    """Delete what was used least recently beyond `_CACHE_BYTES`, but nothing of this run or of `_KEPT_SECONDS`."""
-    found = []
-    for path in directory.iterdir():
-        if path.suffix in (".arrow", ".partial"):  # the latter is left by a killed process
-            times = [each.stat().st_mtime for each in (path, _hash_path(path)) if each.exists()]
-            found.append((max(times), path.stat().st_size, path))
-    total, before = sum(size for _, size, _ in found), min(_STARTED, time.time() - _KEPT_SECONDS)
-    for used, size, path in sorted(found):
-        if total <= _CACHE_BYTES or used > before:
-            return
-        path.unlink()
-        _hash_path(path).unlink(missing_ok=True)
-        total -= size
 
 
 def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
