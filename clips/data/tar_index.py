@@ -137,7 +137,9 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
 
 
 def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
-    """The members of a whole tar of regular files, read ten times as fast as by ``tarfile``.
+    """The members of a whole tar of regular files, read five times as fast as by ``tarfile``.
+
+    With ``tarfile`` alone, the first start of a training on 40,000 samples takes 1.2 to 1.5 times as long.
 
     None if ``tarfile`` has to judge: for links, long names, sparse files, numbers in base 256, two files of one name,
     and for anything damaged. A pax header may state times, as those of webdataset's writer do.
