@@ -387,6 +387,7 @@ def write_output(run: TrainRun, last_entry: dict[str, Any]) -> None:
         "samples_per_second": state.samples_seen / state.seconds if state.seconds else None,
         "changes": state.changes,
         "processes": run.processes.count,
+        "threads": torch.get_num_threads(),  # another number adds in another order
         "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: size for name, size in sizes.items() if size},

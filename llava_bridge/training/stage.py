@@ -148,6 +148,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
         "loss": progress.last_loss,
         "invalid_samples": trainer.gather_invalid().report(),
         "seconds": round(progress.seconds, 2),
+        "threads": torch.get_num_threads(),  # another number adds in another order
     }
     save_stage_model(setup, config, name, work, summary, rounded=rounded)
     if shards is not None:  # last: the model must not be lost if the cache's disk is full
