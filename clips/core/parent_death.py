@@ -47,7 +47,10 @@ def end_stuck_workers() -> None:
 
 
 def start_python(code: str) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    """A Python process with this one's import path, and its standard input; unlike a fork it has no threads' locks."""
+    """A Python process with this one's import path, and its standard input; unlike a fork it has no threads' locks.
+
+    multiprocessing's spawn would run the user's script again, which may call a training without ``if __name__``.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen([sys.executable, "-Pc", code], stdin=subprocess.PIPE, env=environment)
     return process, cast(IO[bytes], process.stdin)

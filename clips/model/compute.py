@@ -58,7 +58,9 @@ def pack_attention(model: nn.Module, kind: type[PackedAttention] = PackedAttenti
         if type(module) is not nn.MultiheadAttention or not module.batch_first or module.in_proj_weight is None:
             continue
         if not (module.dropout or module.add_zero_attn or module.bias_k is not None):
-            module.__class__ = kind
+            module.__class__ = (
+                kind  # a new module would lose hooks and shared weights
+            )
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
@@ -85,7 +87,7 @@ def checkpoint_layers(model: nn.Module, *, recompute: bool = True) -> int:
         layer.__dict__.pop("forward", None)
         # Recomputation would update the statistics of batch norms twice.
         if recompute and not any(isinstance(module, _BatchNorm) for module in layer.modules()):
-            layer.forward = functools.partial(_recompute, layer)
+            layer.forward = functools.partial(_recompute, layer)  # a wrapper module would rename the weights
             count += 1
     return count
 

@@ -80,7 +80,7 @@ def _skip_layers(trunk: Any, layers: nn.Sequential, compute: Forward, images: Te
     """Pass the images of a trunk through ``layers``, of which the last computes for all; whether its features stay."""
     was_training, _ = trunk.training, trunk.eval()
     expected = trunk.forward_features(images)
-    for layer in layers[:-1]:
+    for layer in layers[:-1]:  # which the trunk's own code calls; other modules in their place would have no weights
         layer.forward = nn.Identity().forward
     layers[-1].forward = compute
     try:

@@ -185,6 +185,7 @@ def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bo
     model.train()
     model.zero_grad()
     checkpoint_layers(model, recompute=checkpointing)
+    # The towers' layers call F.layer_norm, and no argument of theirs selects the kernel of another device.
     with (  # CPU tensors, because fake ones of a GPU have no backward pass on a machine without one
         mock.patch.object(F, "layer_norm", _float32_norm),
         mock.patch.object(losses, "chunk_rows", losses.gpu_chunk_rows),

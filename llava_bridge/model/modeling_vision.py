@@ -197,6 +197,7 @@ class EncoderVisionModel(PreTrainedModel):
 
 def load_with_float32_tower(load: Callable[[], Any]) -> Any:
     """Return the LLaVA that ``load`` loads by transformers, in bf16 or not, with its tower in float32."""
+    # No argument of from_pretrained keeps a part in another dtype, and transformers' classes are not ours.
     PreTrainedModel._keep_in_fp32_modules_strict = {"vision_tower"}
     try:
         model = load()
