@@ -279,14 +279,14 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
     # that the gradient at the sum does not depend on it. Without a contrast there is no first pass.
     device = run.processes.device
     gpus = [device] if device.type == "cuda" else []
-    random_states, found = [], []
+    random_states, parts = [], []
     with torch.no_grad():
         for micro_batch in micro_batches if run.recipe.encoded else ():
             random_states.append((torch.get_rng_state(), [torch.cuda.get_rng_state(gpu) for gpu in gpus]))
-            found.append(forward(run, micro_batch, captions=False))
+            parts.append(forward(run, micro_batch, captions=False))
     outputs = {}  # of the full batch, as leaves: concatenated rows, or a scalar that all micro-batches share
-    for name in found[0] if found else ():
-        value = torch.cat([part[name] for part in found]) if found[0][name].ndim else found[0][name]
+    for name in parts[0] if parts else ():
+        value = torch.cat([part[name] for part in parts]) if parts[0][name].ndim else parts[0][name]
         outputs[name] = value.detach().requires_grad_(value.is_floating_point())
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
@@ -327,7 +327,7 @@ def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
     Raises:
         UserError: a loss or the gradient of a step is not finite. The weights are as before that step.
     """
-    found = []
+    rows = []
     for step, row in zip(metrics, torch.stack([step.values for step in metrics]).tolist(), strict=True):
         values = dict(zip(step.names, row, strict=True))
         if broken := ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)):
@@ -335,8 +335,8 @@ def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
                 f"step {step.step + 1}: {broken}; stopped before the weights changed. A lower optimizer.learning_rate, "
                 "optimizer.max_grad_norm or precision: fp32 may help (see allow_changes_on_resume)"
             )
-        found.append({**values, "lr": step.learning_rate})
-    return found
+        rows.append({**values, "lr": step.learning_rate})
+    return rows
 
 
 # ---------------------------------------------------------------- outputs

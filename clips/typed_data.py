@@ -216,9 +216,9 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
 
     def rank(error: Any) -> tuple[bool, bool, bool]:
         is_unknown, is_missing = error["type"] in _UNKNOWN_KEY, error["type"] == "missing"
-        _, found, expected = _spot(kind, error["loc"][:-1] if is_unknown or is_missing else error["loc"], content)
+        _, value, expected = _spot(kind, error["loc"][:-1] if is_unknown or is_missing else error["loc"], content)
         # What is wrong with a mapping is not that it could have been a string.
-        is_other_option = isinstance(found, Mapping) and len(options_of(expected)) > 1
+        is_other_option = isinstance(value, Mapping) and len(options_of(expected)) > 1
         return not is_unknown, is_other_option, is_missing
 
     first = min(errors, key=rank)
@@ -228,7 +228,7 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
                 return f"{name}: expected text that is valid Unicode, got {text!r:.80}"
         return f"expected plain values ({first['ctx']['error']})"
     *outer, last = first["loc"] or ("",)
-    name, found, holder = _spot(kind, outer, content)
+    name, value, holder = _spot(kind, outer, content)
     if first["type"] in _UNKNOWN_KEY:
         key, outer = str(last), f"{name}." if name else ""
         elsewhere = {field.rpartition(".")[2]: field for field, _ in field_types(kind)}
@@ -248,15 +248,15 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         missing = ", ".join(loc[-1] for loc in locations if loc[:-1] == (*outer,))
         return f"{name}: missing {missing}" if name else f"missing {missing}"
     if first["type"] != "missing":  # a missing item of a fixed-length list is an error of the list
-        name, found, holder = _spot(kind, first["loc"], content)
-    expected = f"expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
+        name, value, holder = _spot(kind, first["loc"], content)
+    expected = f"expected {describe_type(holder)}, got {'null' if value is None else f'{value!r:.80}'}"
     lists = [option for option in options_of(holder) if typing.get_origin(option) in {list, tuple}]
     item: Any = typing.get_args(lists[0])[0] if lists else None
-    if is_config(item) and isinstance(found, str) and found.isprintable():  # of --benchmarks pope,gqa
+    if is_config(item) and isinstance(value, str) and value.isprintable():  # of --benchmarks pope,gqa
         fields = dataclasses.fields(item)
         required = [each.name for each in fields if each.default is each.default_factory] or ["path"]
         data = ", data: PATH" if "data" in {each.name for each in fields} else ""
-        words = ", ".join(f"{{{required[0]}: {word.strip()}{data}}}" for word in found[:80].split(","))
+        words = ", ".join(f"{{{required[0]}: {word.strip()}{data}}}" for word in value[:80].split(","))
         expected += f"; write '[{words}]'"
     return f"{name}: {expected}"
 

@@ -254,16 +254,16 @@ def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
     size = sum(stamps[path][0] for path in unread)
     if size > _MANY_BYTES:
         print(f"hashing {size / 1e9:,.0f} GB in {len(unread):,} files, once for each content", file=sys.stderr)
-    found, changed = dict[Path, str](), set[Path]()
+    hashes, changed = dict[Path, str](), set[Path]()
     for path, stamp in stamps.items():
         known = memories[path.parent].get(path.name, [])
         if known[:-1] == [*stamp]:
-            found[path] = str(known[-1])
+            hashes[path] = str(known[-1])
             continue
         started = time.time_ns()
-        found[path] = file_hash(path)
+        hashes[path] = file_hash(path)
         if started - stamp[-1] > _SETTLED_NS:
-            memories[path.parent][path.name] = [*stamp, found[path]]
+            memories[path.parent][path.name] = [*stamp, hashes[path]]
             changed.add(path.parent)
     for parent in changed:
         with contextlib.suppress(OSError):  # without a writable cache, files are read each time
@@ -272,7 +272,7 @@ def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
             partial = memory.with_name(f".{memory.name}.{uuid.uuid4().hex}.partial")
             partial.write_text(json.dumps(memories[parent]), encoding="utf-8")
             partial.replace(memory)
-    return found
+    return hashes
 
 
 def _memory_path(directory: Path) -> Path:

@@ -34,9 +34,9 @@ class InvalidSamples:
     # samples that other processes do not know yet, see `gather`; not stored
     unshared: list[Invalid] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
-    def add(self, found: Iterable[Invalid]) -> list[Invalid]:
+    def add(self, entries: Iterable[Invalid]) -> list[Invalid]:
         """Add invalid samples of this process; returns the new ones."""
-        new = self._include(found)
+        new = self._include(entries)
         self.unshared += new
         return new
 
@@ -48,8 +48,8 @@ class InvalidSamples:
         self.unshared = []
         return new
 
-    def _include(self, found: Iterable[Invalid]) -> list[Invalid]:
-        new = [entry for entry in found if self._mark(entry[0])]
+    def _include(self, entries: Iterable[Invalid]) -> list[Invalid]:
+        new = [entry for entry in entries if self._mark(entry[0])]
         for _, _, reason in new:
             known = reason in self.by_reason or len(self.by_reason) < MAX_REASONS
             group = reason if known else OTHER_REASONS

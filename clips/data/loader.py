@@ -150,7 +150,7 @@ class TrainDataset(torch.utils.data.Dataset):
 
     def some_captions(self) -> list[str]:
         """Captions of up to `_SOME` samples, evenly spaced in a few shards of each source, of which most may be far."""
-        found = list[str]()
+        texts = list[str]()
         for source in self.parts:
             ends = np.cumsum(source.blocks)
             blocks = np.flatnonzero(source.blocks)
@@ -158,15 +158,16 @@ class TrainDataset(torch.utils.data.Dataset):
             places = np.concatenate([np.arange(ends[block] - source.blocks[block], ends[block]) for block in blocks])
             for index in places[evenly(len(places), max(1, _SOME // len(self.parts)))].tolist():
                 with contextlib.suppress(InvalidSampleError):
-                    found += filter(None, source.captions(index, np.random.default_rng([self.seed, index])))
-        return found
+                    texts += filter(None, source.captions(index, np.random.default_rng([self.seed, index])))
+        return texts
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""
         paths = [Path(source.path) for source in self.config.sources]
-        found = [path for path in paths if (path / MANIFEST).is_file()]
+        artifacts = [path for path in paths if (path / MANIFEST).is_file()]
         return {
-            path.name if len(found) == 1 else f"{number} {path.name}": str(path) for number, path in enumerate(found)
+            path.name if len(artifacts) == 1 else f"{number} {path.name}": str(path)
+            for number, path in enumerate(artifacts)
         }
 
     def describe(self) -> list[dict[str, Any]]:
@@ -260,9 +261,9 @@ class _SharedBatches(torch.utils.data.Dataset):
         step, part = divmod(index, self.parts)
         positions = self.plan[step]
         rows = slice(len(positions) * part // self.parts, len(positions) * (part + 1) // self.parts)
-        found = collate(self.data.__getitems__(positions[rows]), self.slot(step)[rows])
-        del found["image"]
-        return found
+        batch = collate(self.data.__getitems__(positions[rows]), self.slot(step)[rows])
+        del batch["image"]
+        return batch
 
 
 def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
@@ -280,12 +281,12 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     def batches() -> Generator[dict[str, Any]]:
         with worker_errors_as_user_errors("data.num_workers"):
             for index in range(len(shared.plan)):
-                found = [next(parts) for _ in range(shared.parts)]
+                pieces = [next(parts) for _ in range(shared.parts)]
                 batch: dict[str, Any] = {"image": shared.slot(index)}
-                for name, value in found[0].items():
-                    values = [part[name] for part in found]
+                for name, value in pieces[0].items():
+                    values = [part[name] for part in pieces]
                     joined = torch.cat(values) if isinstance(value, torch.Tensor) else list(itertools.chain(*values))
-                    batch[name] = value if len(found) == 1 else joined
+                    batch[name] = value if len(pieces) == 1 else joined
                 yield batch
 
     return batches()

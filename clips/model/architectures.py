@@ -148,8 +148,8 @@ def resolve_architecture(config: ModelConfig) -> Architecture:
     tokenizer: TextTokenizer = ClipsTokenizer(length)
     if is_encoder_ref(config.architecture):
         directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
-        found = require_encoder_config(directory)
-        if state_tokenizer(found) is found:
+        stated = require_encoder_config(directory)
+        if state_tokenizer(stated) is stated:
             tokenizer = OpenClipTokenizer(directory, length, int(cfg["text_cfg"].get("vocab_size", OPENAI_VOCAB_SIZE)))
     return Architecture(model_cfg=cfg, tokenizer=tokenizer)
 
@@ -176,10 +176,10 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     """
     architecture, is_encoder = config.architecture, is_encoder_ref(config.architecture)
     if is_encoder:
-        found = read_encoder_config(resolve_encoder_dir(architecture, CONFIG_FIELD)).get("model_cfg")
-        if found is None or "text_cfg" not in found:
+        stored = read_encoder_config(resolve_encoder_dir(architecture, CONFIG_FIELD)).get("model_cfg")
+        if stored is None or "text_cfg" not in stored:
             raise UserError(f"{CONFIG_FIELD}: {architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
-        cfg = {name: value for name, value in found.items() if not name.startswith("init_logit_")}
+        cfg = {name: value for name, value in stored.items() if not name.startswith("init_logit_")}
     elif architecture in list_architectures():
         cfg = read_config_file(CONFIG_DIR / f"{architecture}.json")
     elif architecture.startswith(TIMM_PREFIX):

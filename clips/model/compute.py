@@ -58,9 +58,7 @@ def pack_attention(model: nn.Module, kind: type[PackedAttention] = PackedAttenti
         if type(module) is not nn.MultiheadAttention or not module.batch_first or module.in_proj_weight is None:
             continue
         if not (module.dropout or module.add_zero_attn or module.bias_k is not None):
-            module.__class__ = (
-                kind  # a new module would lose hooks and shared weights
-            )
+            module.__class__ = kind  # a new module would lose hooks and shared weights
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
@@ -93,11 +91,11 @@ def checkpoint_layers(model: nn.Module, *, recompute: bool = True) -> int:
 
 
 def _innermost_layers(model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    innermost: list[nn.Module] = []
     for layer in repeated_layers(model):
         inner = [part for part in _innermost_layers(layer) if any(True for _ in part.children())]
-        found += inner or [layer]
-    return found
+        innermost += inner or [layer]
+    return innermost
 
 
 def _recompute(layer: nn.Module, *arguments: Any, **named: Any) -> Any:

@@ -122,8 +122,8 @@ class FeatureCache:
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
         cache = tensor_cache(cache_directory("trunks") / name)
         known = self.in_memory
-        found = {key: known[name, key] if (name, key) in known else cache.get(key) for key in set(keys)}
-        outputs = {key: output for key, output in found.items() if output is not None}
+        stored = {key: known[name, key] if (name, key) in known else cache.get(key) for key in set(keys)}
+        outputs = {key: output for key, output in stored.items() if output is not None}
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
             computed = self._compute(inputs[list(missing.values())]).cpu()

@@ -60,16 +60,16 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
     if directory is not None:
         require_float_weights(directory, what)
     with library_errors_as_user_errors(f"{what} cannot be loaded"), silence_transformers():
-        model, found = kind.from_pretrained(directory, **options)
-        lacks_tied = found["missing_keys"] and found["missing_keys"] <= set(model._tied_weights_keys or ())
+        model, report = kind.from_pretrained(directory, **options)
+        lacks_tied = report["missing_keys"] and report["missing_keys"] <= set(model._tied_weights_keys or ())
         if lacks_tied and model.config.get_text_config().tie_word_embeddings and not model.config.tie_word_embeddings:
             # transformers 4 stated in the LLM's config alone that LLaVA-NeXT's output layer is its embedding
             model.config.tie_word_embeddings = True
-            model, found = kind.from_pretrained(directory, **{**options, "config": model.config})
-    if missing := sorted(found["missing_keys"]):
+            model, report = kind.from_pretrained(directory, **{**options, "config": model.config})
+    if missing := sorted(report["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{what} lacks weights that its config.json needs: '{missing[0]}'{more}")
-    if mismatched := sorted(found["mismatched_keys"]):
+    if mismatched := sorted(report["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise UserError(
             f"{what} has weights that do not fit its config.json: '{name}' has shape {tuple(stored)}, "
@@ -143,8 +143,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         UserError: the file is missing, is no checkpoint, has several models, or holds other objects than tensors, plain
             values and numpy's arrays.
     """
-    found: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
-    sets = {name: _without_wrappers(tensors, path) for name, tensors in _state_dicts(found)}
+    content: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
+    sets = {name: _without_wrappers(tensors, path) for name, tensors in _state_dicts(content)}
     if not sets:
         raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
     taken, others = _choose_model(sets, path, usual=("state_dict", "model_state_dict", "model", "module", ""))
@@ -209,16 +209,16 @@ def is_averaged(name: str) -> bool:
     )
 
 
-def _state_dicts(found: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Yield the dotted names of all mappings in a checkpoint that hold tensors by name, but for an optimizer's."""
     import torch
 
-    if not isinstance(found, Mapping) or depth > _MAX_DEPTH:
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return
-    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if tensors:
         yield name, tensors
-    for key, value in found.items():
+    for key, value in content.items():
         if isinstance(key, str) and not _OF_OPTIMIZER.match(key):
             yield from _state_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
 
@@ -280,8 +280,8 @@ def _read_torch(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             needed = re.search(r"GLOBAL (\S+)", str(error))  # pickle's opcode that looks up functions and classes
             only = "and only tensors, plain values and numpy's arrays are read"
-            found = f"it needs {needed[1]}, {only}" if needed else "no checkpoint"
-            raise UserError(f"{path}: rejected: {found}; {expected}") from None
+            kind = f"it needs {needed[1]}, {only}" if needed else "no checkpoint"
+            raise UserError(f"{path}: rejected: {kind}; {expected}") from None
         except RuntimeError as error:
             if "TorchScript" not in str(error):
                 raise

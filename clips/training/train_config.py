@@ -202,7 +202,7 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
     """
     if not config.stages:
         return [config]
-    found: list[EncoderTrainConfig] = []
+    configs: list[EncoderTrainConfig] = []
     for number, fields in enumerate(config.stages, 1):
         values = to_plain(config) | {"stages": []}
         if any(name in fields for name in LENGTHS):
@@ -217,10 +217,10 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
         last = number == len(config.stages)
         values["output"] = config.output if last else f"{config.output}{STAGES_DIR}/{number}"
         values["seed"] = config.seed + number - 1
-        if found:
-            values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
-        found.append(from_plain(EncoderTrainConfig, values, what=f"stages[{number}]"))
-    return found
+        if configs:
+            values["model"] |= {"pretrained": configs[-1].output, "pretrained_trunk": None}
+        configs.append(from_plain(EncoderTrainConfig, values, what=f"stages[{number}]"))
+    return configs
 
 
 def completed_stages(config: Mapping[str, Any], state: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:

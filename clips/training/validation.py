@@ -110,8 +110,8 @@ class RetrievalValidation:
                 tokens = {kind: self.run.encoder.tokenizer(texts) for kind, texts in batch.texts.items()}
                 pixels = self.run.normalize(batch.images.to(device))
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-                    found = encode(encoder, pixels, tokens)
-                for kind, value in found.items():
+                    encoded = encode(encoder, pixels, tokens)
+                for kind, value in encoded.items():
                     features[kind][batch.indices] = F.normalize(value.float(), dim=-1)
         finally:
             encoder.train(was_training)

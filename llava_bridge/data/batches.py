@@ -92,8 +92,8 @@ class ConversationDataset(Dataset):
         messages = [{"role": turn.role, "content": turn.content, "train": turn.trained} for turn in sample.turns]
         if any(IMAGE in answer for answer in answers):
             raise InvalidConversationError(f"an answer contains {IMAGE}, which stands for an image")
-        if found := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):
-            raise InvalidConversationError(f"a message contains {found[0].strip()}, but only images are read")
+        if marker := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):
+            raise InvalidConversationError(f"a message contains {marker[0].strip()}, but only images are read")
         marks = sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role != "assistant")
         if marks != len(sample.images):
             raise InvalidConversationError(

@@ -221,8 +221,8 @@ def reject_missing(samples: Iterable[Conversation], path: str, log: Callable[[st
     images = list({str(image): image for sample in samples for image in sample.images}.values())
     missing, last_line = [], time.monotonic()
     with ThreadPoolExecutor(32) as threads:
-        found = threads.map(lambda image: image.exists(), images)
-        for done, (image, exists) in enumerate(zip(images, found, strict=True), 1):
+        existing = threads.map(lambda image: image.exists(), images)
+        for done, (image, exists) in enumerate(zip(images, existing, strict=True), 1):
             if not exists:
                 missing.append(image)
             if time.monotonic() - last_line > 20:

@@ -106,17 +106,17 @@ class EncoderVisionModel(PreTrainedModel):
         features = self.cached_features
         if features is None:
             assert self.feature_shards is not None
-            found = [self.feature_shards.get(key) for key in self.feature_keys]
-            missing = [row for row, known in enumerate(found) if known is None]
+            features_by_row = [self.feature_shards.get(key) for key in self.feature_keys]
+            missing = [row for row, known in enumerate(features_by_row) if known is None]
             if missing:
                 computed = self._compute_states(pixel_values[missing], set(self.cached_layers))
                 stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
                 for row, added in zip(missing, stacked, strict=True):
                     self.feature_shards.add(self.feature_keys[row], added)
-                    found[row] = added
-                if len(missing) == len(found):  # without a copy back to the device
+                    features_by_row[row] = added
+                if len(missing) == len(features_by_row):  # without a copy back to the device
                     return computed
-            features = torch.stack(cast("list[Tensor]", found))
+            features = torch.stack(cast("list[Tensor]", features_by_row))
         return dict(zip(self.cached_layers, features.to(pixel_values.device).unbind(1), strict=True))
 
     def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:

@@ -94,8 +94,8 @@ def _find_damage(checkpoint: Path) -> str | None:
         names = sorted(hashes)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         return f"{checkpoint / COMPLETE_MARKER}: broken ({error_reason(error)})"
-    found = _hash_files(checkpoint, names)
-    wrong = next((name for name in names if found[name] != hashes[name]), None)
+    now = _hash_files(checkpoint, names)
+    wrong = next((name for name in names if now[name] != hashes[name]), None)
     return None if wrong is None else f"{checkpoint / wrong}: missing or damaged, it has another hash than when written"
 
 

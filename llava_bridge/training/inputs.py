@@ -189,8 +189,8 @@ def _check_zero_settings(stated: dict[str, Any], where: str) -> None:
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             known = [info.alias or each for each, info in DeepSpeedZeroConfig.model_fields.items()]
             raise UserError(f"{where}: {unknown_name_error(name, known, 'zero_optimization')}") from None
-        found = f"got {json.dumps(first['input'], default=str)}: {first['msg']}"
-        raise UserError(f"{where}: zero_optimization.{name}: {found}") from None
+        problem = f"got {json.dumps(first['input'], default=str)}: {first['msg']}"
+        raise UserError(f"{where}: zero_optimization.{name}: {problem}") from None
     except AssertionError as error:  # a deprecated name with the one that replaces it
         raise UserError(f"{where}: zero_optimization: {error}") from None
     finally:

@@ -297,7 +297,7 @@ class FeatureReader:
             counts = [image_size_to_num_patches(size, self.pinpoints, self.size) for size in batch["image_sizes"]]
             images = torch.cat([tiles[:count] for tiles, count in zip(images, counts, strict=True)])
         keys = [tensor_digest(pixels) for pixels in images.to(self.dtype)]
-        found = [self.shards.get(key) for key in keys]
-        known = [features for features in found if features is not None]
+        stored = [self.shards.get(key) for key in keys]
+        known = [features for features in stored if features is not None]
         cached = {"cached_features": torch.stack(known)} if len(known) == len(keys) else {}
         return {"feature_keys": keys, **cached}

@@ -124,14 +124,14 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
     def resolved() -> Any:
         file = work / "precision"
         if file.is_file() and has_progress(work):
-            found = file.read_text(encoding="utf-8")
-            log_rank0(f"precision: {found} (as before)")
-            return found
+            chosen = file.read_text(encoding="utf-8")
+            log_rank0(f"precision: {chosen} (as before)")
+            return chosen
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found, reason = resolve_precision(config.precision, device)
-        log_rank0(f"precision: {found} ({reason})")
-        atomic_write(file, found)
-        return found
+        chosen, reason = resolve_precision(config.precision, device)
+        log_rank0(f"precision: {chosen} ({reason})")
+        atomic_write(file, chosen)
+        return chosen
 
     return dataclasses.replace(config, precision=from_main(resolved)) if config.precision == "auto" else config
 

@@ -121,8 +121,8 @@ class StageValidation(TrainerCallback):
 
         None if a stop is requested. Invalid samples are reported in the first validation.
         """
-        found, invalid = torch.zeros(len(loaders), 4, dtype=torch.float64), list[Invalid]()
-        for own, loader in zip(found, loaders, strict=True):
+        own_sums, invalid = torch.zeros(len(loaders), 4, dtype=torch.float64), list[Invalid]()
+        for loader_sums, loader in zip(own_sums, loaders, strict=True):
             for batch in loader:
                 if self.stop.of_any_process(self.trainer.args.device):
                     return None
@@ -132,8 +132,8 @@ class StageValidation(TrainerCallback):
                 with self.trainer.compute_loss_context_manager():
                     output = model(**prepared, num_items_in_batch=1, count_matches=True)
                 loss: Tensor = output["loss"].double().cpu()
-                own += torch.cat([loss[None], torch.tensor([len(batch["supervised"])]), output[MATCHES].cpu()])
-        gathered = all_gather_objects((found, invalid))
+                loader_sums += torch.cat([loss[None], torch.tensor([len(batch["supervised"])]), output[MATCHES].cpu()])
+        gathered = all_gather_objects((own_sums, invalid))
         invalid = [sample for _, theirs in gathered for sample in theirs]
         if invalid and not self._reported:
             _, sample, reason = min(invalid)
