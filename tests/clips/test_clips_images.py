@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
 
 from clips.data import InvalidImageError, decode_image
 from clips.data import augment as augmenting
@@ -61,7 +63,9 @@ def test_unusable_images_give_a_reason(monkeypatch: pytest.MonkeyPatch):
             decode_image(content)
     with pytest.raises(InvalidImageError, match="8-bit"):
         decode_image(encode(Image.new("I;16", (4, 4))))
-    monkeypatch.setattr("clips.data.images.MAX_PIXELS", 100)
+    monkeypatch.setattr("clips.data.images.MAX_PIXELS", 40 * 32)
+    assert decode_image(good).size == (40, 32)
+    monkeypatch.setattr("clips.data.images.MAX_PIXELS", 40 * 32 - 1)
     with pytest.raises(InvalidImageError, match="too large"):
         decode_image(good)
 
@@ -170,6 +174,35 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
     assert torch.equal(whole, augment(ramp, 16, AugmentConfig(crop_scale_min=1), np.random.default_rng(1)))
 
 
+@pytest.mark.parametrize("size", [(3000, 3000), (4000, 3000), (3000, 4000)])
+def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]):
+    width, height = size
+    blank = torch.empty(1).expand(1, height, width)
+    torch.manual_seed(0)
+    rng, ours, theirs = np.random.default_rng(0), [], []
+    for _ in range(3000):
+        left, top, right, bottom = augmenting._random_box(width, height, 0.4, rng)
+        ours.append((left, top, right - left, bottom - top))
+        y, x, h, w = RandomResizedCrop.get_params(blank, [0.4, 1.0], [3 / 4, 4 / 3])
+        theirs.append((x, y, w, h))
+    for one, other in zip(described(ours), described(theirs), strict=True):
+        assert ks_2samp(one, other).statistic < 0.05
+
+
+def described(boxes: list[tuple[float, ...]]) -> list[np.ndarray]:
+    """Place, size, aspect ratio and area of boxes."""
+    left, top, width, height = np.array(boxes, dtype=float).T
+    return [left, top, width, height, width / height, width * height]
+
+
+def test_a_crop_is_resized_as_pillow_resizes_it():
+    noise = Image.effect_noise((160, 120), 90).convert("RGB")
+    for image in (noise, noise.resize((12, 9))):  # to a smaller and to a larger size
+        crop = augment(image, 24, AugmentConfig(crop_scale_min=1), np.random.default_rng(0))
+        expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR), dtype=int)
+        assert np.abs(crop.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
 def test_half_of_the_images_are_mirrored_left_to_right():
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4, :4] = 200  # the upper left quarter
@@ -226,7 +259,7 @@ def test_colors_jitter_as_the_authors_do():
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_upright_size_is_that_of_the_decoded_image(file_format: str, orientation: int):
     image, stream, exif = Image.new("RGB", (90, 200)), io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
