@@ -77,6 +77,44 @@ def test_a_buffer_reads_few_shards_at_a_time():
     assert shards[:40] != sorted(shards[:40])  # shuffled within the buffer as well
 
 
+def test_equal_sources_and_epochs_have_orders_of_their_own():
+    for buffer in (None, 1):
+        order = SampleOrder([[50], [50]], [1.0, 1.0], seed=1, buffer_shards=buffer)
+        places = [order.at(position) for position in range(1000)]
+        passes = {
+            (source, epoch): tuple(p.index % 50 for p in places if (p.index // 50, p.epoch) == (source, epoch))
+            for source in range(2)
+            for epoch in range(10)
+        }
+        assert len(set(passes.values())) == 20
+        sources = [place.index // 50 for place in places]
+        assert sources[:500] != sources[500:]
+
+
+def test_each_step_of_a_mixture_is_near_its_weights():
+    """The stripes do not read the same source at once."""
+    order = SampleOrder([[1000] * 8, [1000] * 8], [3.0, 1.0], seed=0, buffer_shards=4, batch_size=64)
+    for step in range(0, 3000, 60):
+        first = sum(order.at(64 * step + place).index < 8000 for place in range(64))
+        assert abs(first - 48) < 5 * (64 * 0.75 * 0.25) ** 0.5
+
+
+def test_the_shards_of_a_step_of_a_mixture_are_asked_for_before():
+    """Also where some stripes have reached a source's next buffer, and others have not."""
+    batch, last = 16, 150
+    order = SampleOrder([[40] * 24, [40] * 24], [3.0, 1.0], seed=0, buffer_shards=8, batch_size=batch)
+    for step in range(last):
+        now, later = order.shards_near(step, last)
+        read = {order.at(position).index // 40 for position in step_positions(step, batch_size=batch)}
+        assert read <= {*now, *later}
+
+
+def test_stripes_round_a_share_at_different_fractions():
+    order = SampleOrder([[300] * 4, [300] * 4], [1.0, 2.0], seed=0, buffer_shards=2, batch_size=8)
+    counts = Counter(order.at(position).index < 1200 for position in range(8 * 1000))
+    assert abs(counts[True] - 8000 / 3) <= 1 / 2
+
+
 @pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
 def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weights):
     order = SampleOrder(blocks, weights, seed=4, buffer_shards=2)
