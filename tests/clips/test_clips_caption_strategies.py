@@ -56,6 +56,13 @@ def test_random_keeps_order_and_number_and_draws_every_token():
     assert min(counts.values()) > 330  # 400 expected
 
 
+@pytest.mark.parametrize("name", ["sub_captions", "block", "random", "truncate"])
+def test_a_caption_of_just_the_maximum_is_kept(name):
+    caption = "One two. Three four five"
+    limit = 5 if name == "sub_captions" else 6  # which does not count the stops
+    assert {STRATEGIES[name](caption, np.random.default_rng(seed), limit) for seed in range(20)} == {caption}
+
+
 def test_sub_captions_are_whole_sentences_in_order_as_many_as_fit():
     long = "One two. Three four five. Six. Seven eight nine ten"
     pieces = sentences(long)
