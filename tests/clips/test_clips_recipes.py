@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -68,6 +69,13 @@ def test_mixing_recipes_draw_one_of_the_two_captions(name, share):
     assert texts == {TOKENIZER.decode(TOKENIZER(text)[0]) for text in (WEB, SYNTHETIC)}
 
 
+@pytest.mark.parametrize(("web", "synthetic"), [(WEB, ""), ("", SYNTHETIC)])
+def test_mixing_takes_the_only_caption_there_is(web, synthetic):
+    for seed in range(20):
+        sample = prepare(RecipeConfig(name="recap"), web=web, synthetic=synthetic, seed=seed)
+        assert torch.equal(sample["mixed"], TOKENIZER(web or synthetic)[0])
+
+
 def test_clipa_shortens_both_captions():
     config = RecipeConfig(name="clipa", caption_tokens=2)
     drawn = {TOKENIZER.decode(prepare(config, seed=seed)["mixed"]) for seed in range(80)}
@@ -75,10 +83,18 @@ def test_clipa_shortens_both_captions():
     assert all(len(text.replace(".", " .").replace("!", " !").split()) == 2 for text in drawn)
 
 
-def test_coca_predicts_the_caption_that_it_contrasts():
+@pytest.mark.parametrize("positives", [("mixed",), ("partial", "web")])
+def test_coca_predicts_the_caption_that_it_contrasts(positives):
+    """The first of several."""
+    config = RecipeConfig(name="coca", positives=positives, captioner=CaptionerConfig(max_length=15))
     for seed in range(20):
-        sample = prepare(RecipeConfig(name="coca", captioner=CaptionerConfig(max_length=15)), seed=seed)
-        assert TOKENIZER.decode(sample["target"][1:]) == TOKENIZER.decode(sample["mixed"][1:])
+        sample = prepare(config, seed=seed)
+        assert TOKENIZER.decode(sample["target"][1:]) == TOKENIZER.decode(sample[positives[0]][1:])
+
+
+def test_a_web_caption_of_which_nothing_would_be_left_is_whole():
+    sample = prepare(RecipeConfig(name="clip", web_caption_strategy="sub_caption"), web="...!")
+    assert torch.equal(sample["web"], TOKENIZER("...!")[0])
 
 
 def decoded(config, synthetic, seed=0):
@@ -159,6 +175,25 @@ def test_counted_positions_are_a_uniform_draw():
     assert not (masks & ~everything).any()
     expected = 300 * 3 / int(everything.sum())
     assert (masks.sum(dim=0)[everything] > expected / 2).all()
+
+
+@pytest.mark.parametrize("name", ["clips", "caption_only"])
+def test_a_maximum_of_counted_positions_changes_only_samples_of_more(name):
+    def sample(words, most):
+        captioner = CaptionerConfig(max_length=16, max_loss_tokens=most)
+        return prepare(RecipeConfig(name=name, captioner=captioner), synthetic="red " * words)
+
+    for words, most in itertools.product(range(1, 9), range(1, 12)):
+        full, limited = sample(words, None), sample(words, most)
+        labels = words + 1  # with the end token
+        assert int(limited["target_mask"].sum()) == min(labels, most)
+        if labels <= most:
+            assert all(torch.equal(limited[field], value) for field, value in full.items())
+
+
+def test_each_use_of_an_image_reads_other_tokens_of_it():
+    samples = [prepare(RecipeConfig(name="caption_only"), seed=seed) for seed in range(50)]
+    assert len({int(sample["visual_seed"]) for sample in samples}) == 50
 
 
 def test_total_is_the_weighted_sum():
