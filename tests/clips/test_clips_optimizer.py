@@ -115,6 +115,28 @@ def test_weight_decay_spares_what_it_should(tmp_path: Path):
     assert not any("ln_" in name or name.endswith("bias") for name in decayed)
 
 
+def test_steps_are_those_of_the_papers_adamw():
+    """Decoupled weight decay regularization (arXiv 1711.05101), algorithm 2, with decay only where it should be."""
+    config = OptimizerConfig(learning_rate=0.1, adam_beta2=0.7, weight_decay=0.3)
+    layer = torch.nn.Linear(3, 2).double()
+    optimizer = build_optimizer(layer, config, {"bias"})
+    inputs = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    square = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for step, batch in enumerate(inputs, 1):
+        optimizer.zero_grad()
+        layer(batch).square().sum().backward()
+        for name, value in layer.named_parameters():
+            mean[name] = 0.9 * mean[name] + 0.1 * value.grad
+            square[name] = 0.7 * square[name] + 0.3 * value.grad**2
+            direction = mean[name] / (1 - 0.9**step) / ((square[name] / (1 - 0.7**step)).sqrt() + 1e-8)
+            expected[name] -= 0.1 * (direction + (0.3 if name == "weight" else 0) * expected[name])
+        optimizer.step()
+        for name, value in layer.named_parameters():
+            torch.testing.assert_close(value.detach(), expected[name])
+
+
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     assert resolve_precision("bf16", cpu) == ("bf16", "as configured")

@@ -28,7 +28,7 @@ from clips.data.loader import iterate_batches
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, scheduled_lr
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.parallel_model import ParallelModel
+from clips.parallel.parallel_model import ModelEma, ParallelModel
 from clips.train import compute_gradients, export_model, prepare_batch, read_metrics, train_step
 from clips.training.run_dir import TrainState, list_checkpoints
 from clips.training.setup import TrainRun, open_train_dataset, setup_run
@@ -98,10 +98,20 @@ def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, mo
 
 def test_each_step_of_each_process_draws_its_own_random_numbers():
     drawn = []
-    for step, rank in ((0, 0), (1, 0), (0, 1), (0, 0)):
-        training._seed_step(0, step, rank)
+    for seed, step, rank in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)):
+        training._seed_step(seed, step, rank)
         drawn.append(float(torch.rand(())))
-    assert (len(set(drawn)), drawn[0]) == (3, drawn[3])
+    assert (len(set(drawn)), drawn[0]) == (4, drawn[4])
+
+
+def test_counts_are_copied_into_an_average():
+    norm = torch.nn.BatchNorm1d(2)
+    average = ModelEma(0.75, norm.state_dict())
+    for _ in range(3):
+        norm(torch.randn(4, 2))
+        average.update(norm.state_dict())
+    assert average.state["num_batches_tracked"].item() == 3
+    assert not torch.equal(average.state["running_mean"], norm.running_mean)
 
 
 def test_an_average_of_the_weights_is_exported_and_resumed(data: Path, tmp_path: Path):
