@@ -10,10 +10,13 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from clips_world import is_equal, metrics, torchrun, train, trained
+from clips_world import is_equal, metrics, tensors_of, torchrun, train, trained
+from open_clip.transform import PreprocessCfg, image_transform_v2
 
+from clips.data import decode_image
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
+from clips.method.clips_model import ClipsModel
 from clips.train import EncoderTrainConfig, open_train_dataset, setup_run
 from clips.training import validation as validate
 from clips.training.validation import CAPTIONS, IMAGE, RetrievalValidation, hits
@@ -88,6 +91,59 @@ def test_matching_features_are_found_and_invalid_samples_left_out_of_their_batch
     assert {name: value for name, value in measured.items() if value} == {
         f"val_{kind}_{way}_r1": 1.0 for kind in ("web", "partial") for way in ("i2t", "t2i")
     }
+
+
+def test_recalls_are_those_of_cosines_in_each_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = validated(tmp_path)
+    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=6, batch_size=4))
+    run = setup_run(config, open_train_dataset(config))
+    generator, width = torch.Generator().manual_seed(3), run.encoder.model_cfg["embed_dim"]
+    near = torch.randn(6, width, generator=generator)
+    features = {kind: near + 3 * torch.randn(6, width, generator=generator) for kind in (IMAGE, *CAPTIONS)}
+    for rows in features.values():  # of different lengths
+        rows *= torch.logspace(-2, 2, 6)[torch.randperm(6, generator=generator), None]
+    batches = iter([{kind: rows[part] for kind, rows in features.items()} for part in (slice(4), slice(4, 6))])
+    monkeypatch.setattr(validate, "encode", lambda *_: next(batches))
+    measured = RetrievalValidation(config.validation, run).measure(run.encoder)
+    expected = {}
+    for kind in CAPTIONS:
+        cosines = torch.cosine_similarity(features[IMAGE][:, None], features[kind][None], dim=-1)
+        for way, scores in (("i2t", cosines), ("t2i", cosines.t())):
+            expected[f"val_{kind}_{way}_r1"] = sum(int(row.argmax()) == own for own, row in enumerate(scores)) / 6
+    assert measured == pytest.approx(expected)
+    assert any(expected[f"val_{kind}_i2t_r1"] != expected[f"val_{kind}_t2i_r1"] for kind in CAPTIONS)
+
+
+def test_samples_are_taken_from_the_first_to_the_last_as_the_encoder_will_see_them(tmp_path: Path):
+    config = validated(tmp_path)
+    run = setup_run(config, open_train_dataset(config))
+    (batch,) = RetrievalValidation(config.validation, run).batches  # 5 of 6
+    assert [batch.texts["web"][at] for at in (0, -1)] == [clips_world.captions(n)["web_caption"] for n in (0, 5)]
+    preprocess = image_transform_v2(PreprocessCfg(**run.encoder.preprocess_cfg), is_train=False)
+    for pixels, number in ((batch.images[0], 0), (batch.images[-1], 5)):
+        expected = preprocess(decode_image(clips_world.draw_image(number)))
+        torch.testing.assert_close(run.normalize(pixels[None].to(run.processes.device))[0].cpu(), expected)
+
+
+def test_the_exported_average_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, measure, name = list[torch.Tensor](), RetrievalValidation.measure, "visual.conv1.weight"
+
+    def remember(self: RetrievalValidation, encoder: ClipsModel) -> dict[str, float]:
+        seen.append(encoder.clip.state_dict()[name].cpu().clone())
+        return measure(self, encoder)
+
+    monkeypatch.setattr(RetrievalValidation, "measure", remember)
+    train(validated(tmp_path, max_steps=3, ema_decay=0.5, save_steps=100))
+    assert torch.equal(seen[-1], tensors_of(tmp_path / "run")[name])
+
+
+def test_images_without_a_web_caption_are_left_out(tmp_path: Path):
+    config = validated(tmp_path)
+    samples = {f"{n:09d}": clips_world.sample(n) for n in range(3)}
+    samples["000000001"]["json"] = json.dumps({**clips_world.captions(1), "web_caption": ""}).encode()
+    clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", samples)
+    found = RetrievalValidation(config.validation, setup_run(config, open_train_dataset(config)))
+    assert [batch.indices.tolist() for batch in found.batches] == [[0, 2]]
 
 
 # Shared by processes.
