@@ -108,6 +108,19 @@ def test_the_latest_are_kept(tmp_path: Path):
     assert list_checkpoints(tmp_path) == []
 
 
+def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path: Path):
+    checkpoint = save(tmp_path, 3)
+    (checkpoint / "another.safetensors").write_bytes(b"of the run before")
+    with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
+        checkpointer.save(tensors(4), state_of(3), RunConfig(output=str(tmp_path)))
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+    assert not (checkpoint / "another.safetensors").exists()
+    verify_checkpoint(checkpoint)
+    found = {name: torch.zeros_like(value) for name, value in tensors(4).items()}
+    load_tensors(checkpoint, found)
+    assert all(torch.equal(found[name], value) for name, value in tensors(4).items())
+
+
 def disk_full(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -133,8 +146,8 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
 
 def test_a_checkpoint_is_on_the_disk_with_the_log_up_to_it(tmp_path: Path):
     save(tmp_path, 1)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with Disk(tmp_path).recording() as disk:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
         save(tmp_path, 2)
     left, written = disk.contents(), contents(tmp_path)
     names = [name for name in written if "step-00000002" in name]
@@ -214,6 +227,22 @@ def test_settings_and_inputs_are_fixed_after_the_first_checkpoint(tmp_path: Path
         check_trained(config, known(config, trunk="b"))
     allowed = dataclasses.replace(config, rate=0.2, allow_changes_on_resume=("rate",))
     assert check_trained(allowed, known(allowed)) is False
+
+
+def test_a_setting_that_may_change_is_not_the_start_of_another(tmp_path: Path):
+    config = RunConfig(output=str(tmp_path / "run"), allow_changes_on_resume=("ra", "dat", "output"))
+    begun(config, step=1)
+    for other in (dataclasses.replace(config, rate=0.2), dataclasses.replace(config, data=DataPart(path="y"))):
+        with pytest.raises(UserError, match="holds another run"):
+            check_trained(other, known(other))
+    section = dataclasses.replace(config, data=DataPart(path="y"), allow_changes_on_resume=("data",))
+    assert check_trained(section, known(section)) is False
+
+
+def test_the_config_of_a_checkpoint_may_be_edited(tmp_path: Path):
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "config.yaml").write_text("edited: true\n")
+    assert_holds(checkpoint, 1)
 
 
 def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):
