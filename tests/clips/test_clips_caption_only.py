@@ -63,6 +63,7 @@ def test_a_sample_of_tokens_depends_on_the_images_seed_alone():
     assert torch.equal(sample_tokens(tokens[1:], seeds[1:], 0.35), both[1:])
     assert not torch.equal(sample_tokens(tokens, seeds + 1, 0.35), both)
     assert sample_tokens(tokens, seeds, 0.01).shape == (2, 1, 1)
+    assert sample_tokens(tokens[:, :11], seeds, 0.35).shape == (2, 3, 1)  # of 3.85
     assert torch.equal(sample_tokens(tokens, seeds, 1.0), tokens)
 
 
