@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clips_world import trained
+from open_clip.transformer import TextTransformer
 from torch.nn import functional as F
 
 from clips.data import decode_image
@@ -121,6 +122,26 @@ def authors_weights(stored):
     return weights
 
 
+@pytest.mark.parametrize("layers", [1, 8])
+def test_weights_begin_as_those_of_open_clips_text_tower(layers):
+    ours = captioner_of(width=128, heads=4, layers=layers, length=32, vocabulary=300)
+    tower = TextTransformer(context_length=32, vocab_size=300, width=128, heads=4, layers=layers)
+    for block, theirs in zip(ours.blocks, tower.transformer.resblocks, strict=True):
+        for mine, weight in (
+            (block.query.weight, theirs.attn.in_proj_weight),
+            (block.key_value.weight, theirs.attn.in_proj_weight),
+            (block.out.weight, theirs.attn.out_proj.weight),
+            (block.mlp_in.weight, theirs.mlp.c_fc.weight),
+            (block.mlp_out.weight, theirs.mlp.c_proj.weight),
+        ):
+            assert mine.std().item() == pytest.approx(weight.std().item(), rel=0.05)
+    assert ours.learnable_tokens.std().item() == pytest.approx(1, rel=0.05)
+    assert ours.head.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert ours.image_projection.weight.std().item() == pytest.approx(SHAPE.image_width**-0.5, rel=0.1)
+    assert ours.text_projection.weight.std().item() == pytest.approx(SHAPE.text_width**-0.5, rel=0.1)
+    assert not any(value.any() for name, value in ours.named_parameters() if name.endswith("bias"))
+
+
 def test_learnable_tokens_see_only_earlier_ones(captioner, tokens):
     before = captioner.logits(*tokens)
     with torch.no_grad():
@@ -219,6 +240,15 @@ def test_teacher_forcing_feeds_its_own_words(tokens):
         if row[-1] == EOS:
             break
     assert said == [token for token in row[1:] if token != EOS]
+
+
+@torch.no_grad()
+def test_teacher_forcing_says_no_pad_or_begin_token(tokens, monkeypatch):
+    model = captioner_of(teacher_forced=True).eval()
+    likely = torch.zeros(50)
+    likely[[PAD, BOS, 7]] = torch.tensor([3.0, 2.0, 1.0])
+    monkeypatch.setattr(model.head, "forward", lambda hidden: likely.expand(*hidden.shape[:-1], 50).clone())
+    assert generate(model, *tokens) == [[7] * (SHAPE.length - 1)] * len(tokens[0])
 
 
 def test_captions_of_an_encoders_captioner(tmp_path: Path):
