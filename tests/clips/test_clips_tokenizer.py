@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clips.errors import UserError
 from clips.model.tokenizer import (
+    MAX_CHARS_PER_TOKEN,
     VOCAB_SIZE,
     ClipsTokenizer,
     OpenClipTokenizer,
     clean_text,
+    require_rows,
     tokenizer_text_cfg,
     unknown_tokens,
     wordpiece,
@@ -91,6 +96,33 @@ def test_target_has_no_class_token_and_keeps_its_end_when_cut():
 
 def test_equal_to_stock_open_clip_on_awkward_texts(stock):
     assert torch.equal(ClipsTokenizer(24)(AWKWARD), stock(AWKWARD))
+
+
+def test_long_runs_of_spaces_hide_no_words(stock):
+    texts = [f"{' ' * 5000}red car", f"red{' ' * 400}car{chr(10) * 3000}dog", ("word" + " " * 400) * 10]
+    assert torch.equal(ClipsTokenizer(24)(texts), stock(texts))
+
+
+def test_another_tokenizer_gets_no_more_text_than_its_context_can_hold(tmp_path, monkeypatch):
+    class Recorder:
+        encoder: ClassVar = {"a": 0}
+        lengths: ClassVar = list[int]()
+
+        def __call__(self, texts: list[str]) -> torch.Tensor:
+            self.lengths += map(len, texts)
+            return torch.zeros(len(texts), 24, dtype=torch.int64)
+
+    monkeypatch.setattr("open_clip.get_tokenizer", lambda *_, **__: Recorder())
+    tokenizer = OpenClipTokenizer(tmp_path, 24, 1)
+    tokenizer(["a" * 10**6, "a car"])
+    tokenizer.count_unknown(["a " * 10**6])
+    assert max(Recorder.lengths) <= 24 * MAX_CHARS_PER_TOKEN
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(30_522, True), (30_521, False)])
+def test_a_table_of_embeddings_has_a_row_for_each_token(rows, fits):
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="ids up to 30521, expected ids below"):
+        require_rows(ClipsTokenizer(), rows, "model")
 
 
 def test_equal_to_stock_open_clip_on_real_captions(stock, shared):
