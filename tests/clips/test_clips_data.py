@@ -18,7 +18,8 @@ from clips_world import opened, rng
 from clips.data import decode_image, open_image
 from clips.data.formats.dataset_format import captions_of
 from clips.data.loader import TrainDataset, _SharedBatches, iterate_batches
-from clips.data.sources import DataConfig, InvalidSampleError, SourceConfig, sample_caption
+from clips.data.sampler import step_positions
+from clips.data.sources import DataConfig, InvalidSampleError, Sample, SourceConfig, sample_caption
 from clips.errors import UserError
 from clips.typed_data import from_plain
 
@@ -146,6 +147,49 @@ def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     named = [entry for entries in bad for entry in entries]
     assert len(named) == len(set(named)) == 16  # each once, none for having been tried in another's place
     assert all(len(entries) <= 2 for entries in bad)
+
+
+def read_with_valid(data: TrainDataset, valid: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the samples of the ``valid`` shards be read, and no others; a caption ends with the sample's shard."""
+    (source,) = data.parts
+    starts = np.cumsum([0, *source.blocks])
+
+    def read(index: int, rng: np.random.Generator) -> Sample:
+        shard = int(np.searchsorted(starts, index, side="right")) - 1
+        if shard not in valid:
+            raise InvalidSampleError("missing shard")
+        return Sample(image=clips_world.draw_image(0), web=f"shard {shard}", synthetic="")
+
+    monkeypatch.setattr(source, "read", read)
+
+
+def test_a_sample_is_replaced_by_one_of_the_shards_that_its_machine_has(tmp_path: Path, monkeypatch):
+    """Or of those that all machines have now; from far away only if all these are missing."""
+    captions = clips_world.sample(0)["json"]
+    for shard in range(24):
+        samples = {f"{index:09d}": {"png": b"x", "json": captions} for index in range(40)}
+        clips_world.write_shard(tmp_path / "data" / f"{shard:05d}.tar", samples)
+    data = training_data(tmp_path / "data", 4, shuffle_buffer_shards=8)
+    everything, machines, last = set(range(24)), 4, 10**6
+
+    def shards(step: int, share: tuple[float, float]) -> set[int]:
+        now, later = data.order.shards_near(step, last, share)
+        return {*now, *later}
+
+    def replacement(position: int, valid: set[int]) -> int:
+        read_with_valid(data, valid, monkeypatch)
+        return int(data[position]["number"])
+
+    for step in range(0, 160, 10):
+        for machine, position in enumerate(step_positions(step, batch_size=4)):
+            missing = data.order.at(position).index // 40
+            own = shards(step, (machine / machines, (machine + 1) / machines))
+            near = shards(step, (0, 1))
+            assert replacement(position, everything - {missing}) in own
+            assert replacement(position, everything - own) in near
+    far = everything - shards(0, (0, 1))
+    assert far
+    assert replacement(0, far) in far
 
 
 def test_a_shard_here_that_sizes_json_does_not_know_is_counted(tmp_path: Path):
