@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import quick_of
 from PIL import Image
+from scipy import stats
 
 from clips.errors import UserError
 from llava_bridge import answer
@@ -174,6 +175,16 @@ def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[A
     assert id(model.model.image_newline) in {id(weight) for weight in parts["projector"].parameters()}
     assert set.union(*owned) == {id(weight) for weight in model.parameters()}
     assert sum(map(len, owned)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("width", [32, 512])
+def test_the_token_at_the_ends_of_rows_starts_at_llavas_scale(width: int, bridge_encoder: Path, tmp_path: Path) -> None:
+    """LLaVA's ``torch.randn(hidden_size) / torch.sqrt(hidden_size)``: of any width its length is about 1."""
+    llm = bridge_world.make_llm(tmp_path / "llm", width=width)
+    parts = LlavaParts(encoder=str(bridge_encoder), llm=str(llm), image_aspect_ratio="anyres", seed=3)
+    newline = build_llava(parts)[0].model.image_newline.detach().double()
+    low, high = (stats.chi2.ppf(part, width) / width for part in (1e-4, 1 - 1e-4))
+    assert low < float(newline.square().sum()) < high
 
 
 def test_no_image_is_truncated(llava: tuple[Any, Any], bridge_album: Path) -> None:
