@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +120,32 @@ def test_each_strip_of_images_is_counted_by_one_process(monkeypatch):
         assert sum(part.above for part in counted[side::2]).tolist() == ranks.above.tolist()
 
 
+def test_processes_have_the_ranks_of_one_and_the_first_of_equal_answers(monkeypatch):
+    monkeypatch.setattr(recall, "_TILE", (4, 9))
+    generator, count = np.random.default_rng(0), 3
+    numbers = [torch.from_numpy(generator.integers(-1, 2, (30, 4))).float() for _ in range(2)]  # exact, with many ties
+    slots, barrier = dict[int, torch.Tensor](), threading.Barrier(count, timeout=60)
+
+    def all_reduce(tensor: torch.Tensor, op: Any = torch.distributed.ReduceOp.SUM) -> None:
+        slots[threading.get_ident()] = tensor.clone()
+        barrier.wait()
+        reduce = {"SUM": torch.sum, "MAX": torch.amax, "MIN": torch.amin}[op.name]
+        found = reduce(torch.stack([*slots.values()]), dim=0)
+        barrier.wait()
+        tensor.copy_(found)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    alone = compute_ranks(*numbers, _pairs(np.arange(30)))
+    with ThreadPoolExecutor(count) as pool:
+        processes = [DistributedContext(rank=rank, count=count) for rank in range(count)]
+        shared = [*pool.map(lambda own: compute_ranks(*numbers, _pairs(np.arange(30)), own), processes)]
+    similarity = (numbers[0] @ numbers[1].T).numpy()
+    for side, ranks in enumerate(alone):
+        assert ranks.first.tolist() == similarity.argmax(axis=1 - side).tolist()
+        for found in shared:
+            assert all(np.array_equal(value, vars(ranks)[name]) for name, value in vars(found[side]).items())
+
+
 def test_any_image_of_a_caption_is_correct():
     similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
     pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of images 1 and 2, caption 1 of 0 and 2
@@ -144,12 +172,15 @@ def _items(images: torch.Tensor, captions: torch.Tensor, owner: np.ndarray) -> p
     return items_of(known, compute_ranks(images, captions, known.pairs), with_thumbnails=False)
 
 
-def test_without_the_image_that_blocks_it_a_query_is_a_hit():
+@pytest.mark.parametrize("tied", [False, True])
+def test_without_the_image_that_blocks_it_a_query_is_a_hit(tied):
     generator = torch.Generator().manual_seed(0)
     owner = np.repeat(np.arange(40), 2)
     images, captions = (torch.nn.functional.normalize(torch.randn(count, 6, generator=generator) + shift)
                         for count, shift in ((40, 0), (80, 0)))  # fmt: skip
     captions = torch.nn.functional.normalize(captions + images[owner])
+    if tied:  # a wrong answer as similar as the right one remains when the blocking image is gone
+        images, captions = (4 * images).round(), (4 * captions).round()
     found = _items(images, captions, owner)
     hits = found["i2t_r1"].fillna(found["t2i_r1"])
     assert found.loc[hits > 0, BLOCKER].isna().all()
