@@ -299,6 +299,27 @@ def test_the_share_of_the_own_variance_and_its_degrees():
     assert 3 * noise.of(even) == pytest.approx((variances[2] + 3 * variances.mean()) / 4)
 
 
+@pytest.mark.parametrize("changed", [0.0, 0.1])
+def test_variances_over_seeds_are_pooled_by_degrees_and_relative_to_those_over_images(changed):
+    """Models of 2, 3 and 5 seeds; ``changed``: how far the seeds' images differ."""
+    generator, models = np.random.default_rng(0), []
+    for seeds, size, spread in ((2, 1.0, 0.05), (3, 1.4, 0.04), (5, 0.8, 0.03)):  # so even that none stands alone
+        influence = size * (generator.normal(0, 0.02, 40) + changed * generator.normal(0, 0.02, (seeds, 40)))
+        values = 0.5 + size * spread * np.linspace(-1, 1, seeds) / np.linspace(-1, 1, seeds).std(ddof=1)
+        row = {"enters": np.ones(40, bool), "items": np.arange(40), "trained": True}
+        models.append(Scores(values=values, influence=influence, **row))
+    degrees = np.array([1, 2, 4])
+    centered = [each.influence - each.influence.mean(axis=1, keepdims=True) for each in models]
+    images = np.array([(each**2).sum(axis=1).mean() for each in centered])
+    changes = [((each - each.mean(axis=0)) ** 2).sum() for each in centered] / degrees
+    variances = np.array([each.values.var(ddof=1) for each in models])
+    pooled = ((variances - changes) * degrees).sum() / degrees.sum()
+    relative = images / ((images * degrees).sum() / degrees.sum())
+    noise = training_noise(models)
+    found = [noise.of(scores) * scores.num_seeds for scores in models]
+    assert found == pytest.approx((changes + pooled * relative + variances) / 2)
+
+
 def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
     """Ten questions about each image, all right or all wrong, are worth one."""
     values = np.repeat((np.arange(400) % 4 == 0).astype(float), 10)
