@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, get_args
 
+import bridge_world
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,24 @@ def test_pad_keeps_the_shape_between_bars_of_the_mean_color() -> None:
         assert torch.allclose(pixels[:, [0, 7]], bar, atol=0.02)
         assert torch.allclose(pixels[:, 3:5, :3], torch.ones(()), atol=0.02)
         assert torch.allclose(pixels[:, 3:5, 5:], torch.zeros(()), atol=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fit", get_args(Fit))
+def test_each_mode_resizes_as_pillow_does_by_the_encoders_interpolation(fit: str, interpolation: str) -> None:
+    """``expand2square`` of LLaVA, and CLIP's shortest side and center crop, written with Pillow."""
+    processor = make_image_processor(dataclasses.replace(PIXELS, interpolation=interpolation), fit)
+    resample = getattr(Image.Resampling, interpolation.upper())
+    for picture in bridge_world.noise((32, 16), (16, 40), (20, 20), (6, 4)):
+        whole, (width, height) = picture, picture.size
+        if fit == "pad":
+            whole = Image.new("RGB", (max(picture.size),) * 2, MEAN)
+            whole.paste(picture, ((whole.width - width) // 2, (whole.height - height) // 2))
+        scale = 8 / min(width, height)
+        whole = whole.resize((int(width * scale), int(height * scale)) if fit == "crop" else (8, 8), resample)
+        left, top = (whole.width - 8) // 2, (whole.height - 8) // 2
+        wanted = np.asarray(whole.crop((left, top, left + 8, top + 8)), dtype=np.float32) / 255
+        assert np.abs(shown(processor, picture).permute(1, 2, 0).numpy() - wanted).max() < 0.01
 
 
 def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
