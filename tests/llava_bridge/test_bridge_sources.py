@@ -397,6 +397,11 @@ def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
             changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none").replace(b"cell", b"tell")
         )
         assert describe_data(config)["hash"] != before["hash"], make.__name__
+    hashes, large = set(), tmp_path / "large.parquet"
+    for begin, end in ((b"a", b"z"), (b"b", b"z"), (b"a", b"y")):  # of a large table its ends
+        large.write_bytes(begin + bytes(3 << 20) + end)
+        hashes.add(describe_data(ConversationSourceConfig(path=str(large)))["hash"])
+    assert len(hashes) == 3
 
 
 def test_reading_settings_keep_a_run_and_content_changes_it(
@@ -416,6 +421,11 @@ def test_reading_settings_keep_a_run_and_content_changes_it(
     assert known(repeats=2.0).difference(before.values)
     path.write_bytes(path.read_bytes() + b"\n")
     assert str(known().difference(before.values)).startswith("inputs.instruct.data[0].hash is ")
+    (tmp_path / "manifest.json").write_text("{}")  # of a directory with one, its images, too
+    (tmp_path / "red.png").write_bytes(b"red")
+    before = known()
+    (tmp_path / "red.png").write_bytes(b"RED")
+    assert str(known().difference(before.values)).startswith("inputs.instruct.data[0].directory_hash is ")
 
 
 def odd_talk(who: Any, said: Any, **fields: Any) -> dict[str, Any]:
