@@ -98,6 +98,10 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
         bridge_world.inputs_of(config({"micro_batch_size": 4, "warmup_ratio": 0.25})), "align", 10, tmp_path
     )
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps, found.warmup_steps) == (4, 8, 3)
+    found = training_arguments(
+        bridge_world.inputs_of(config({"learning_rate": 3e-4, "adam_beta2": 0.95})), "align", 10, tmp_path
+    )
+    assert (found.learning_rate, found.adam_beta1, found.adam_beta2, found.max_grad_norm) == (3e-4, 0.9, 0.95, 1.0)
     own = config({"optim": "adamw_torch", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
     found = training_arguments(bridge_world.inputs_of(own), "instruct", 10, tmp_path)
     assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
