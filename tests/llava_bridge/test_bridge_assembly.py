@@ -340,3 +340,22 @@ def test_an_image_token_that_the_vocabulary_has_already(
         chat = make_conversation_encoder(*loaded)
         ids = encode_prompt(chat, [{"role": "user", "content": "A<image><image>B"}], bridge_world.noise((9, 9), (9, 9)))
         assert ids.count(number) == 32
+
+
+def test_generation_ends_at_the_templates_end_token_and_at_the_end_of_text(bridge_encoder, bridge_llm, tmp_path):
+    """As of Llama 3 and Phi 3: <|end|> follows an answer, and is not the tokenizer's EOS token."""
+    from transformers import AutoTokenizer
+
+    llm = shutil.copytree(bridge_llm, tmp_path / "llm")
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] + ':' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}<|end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tokenizer.save_pretrained(llm)
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(llm)))
+    ends = {processor.tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<|end|>")}
+    assert len(ends) == 2
+    assert set(model.generation_config.eos_token_id) == ends
