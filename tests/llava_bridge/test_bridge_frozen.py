@@ -210,3 +210,17 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
         one_stage.train_stage(inputs, "instruct", stop=None, run_log=RunLog(tmp_path))  # type: ignore[arg-type]
     torch.manual_seed(5)
     assert begun.value.args == (torch.rand(1).item(),)
+
+
+def test_merged_adapters_add_alpha_over_r_times_their_product() -> None:
+    """The formula of LoRA (arXiv 2106.09685, section 4.1)."""
+    from llava_bridge.training.lora import add_lora
+    from llava_bridge.training.train_config import LoraConfig
+
+    model = torch.nn.ModuleDict({"language_model": torch.nn.Sequential(torch.nn.Linear(6, 5))})
+    before = model["language_model"][0].weight.detach().clone()
+    adapted = add_lora(model, LoraConfig(r=2, lora_alpha=6, lora_dropout=0.0))
+    down, up = (weight for name, weight in adapted.named_parameters() if "lora_" in name)
+    torch.nn.init.normal_(up)
+    wanted = before + 6 / 2 * (up @ down).detach()
+    torch.testing.assert_close(adapted.merge_and_unload()["language_model"][0].weight.detach(), wanted)
