@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "tests/examples").glob("*.diff"))
 USES = {
-    "clips/data/formats/__init__.py": """
+    "clips/data/formats/captions.py": """
         import json
         from pathlib import Path
         import clips_world

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import bench_world as world
 from bench_world import write_images
 
+from clips.data import formats
+
 COUNT = 3
 TEXTS = ["The first picture. It has a square.", "The second picture.", "The third picture, the last of all."]
+
+
+def detected(path: Path) -> set[str]:
+    """The formats of captions that are found for a path, whatever the order in which they are registered."""
+    names = set()
+    for order in (formats.FORMATS, dict(reversed(formats.FORMATS.items()))):
+        with mock.patch.object(formats, "FORMATS", order):
+            names.add(formats.detect(formats.DatasetSpec(path=str(path)), "captions"))
+    return names
 
 
 def sugarcrepe(root: Path) -> Path:

@@ -12,12 +12,13 @@ import bench_world as world
 import pandas as pd
 import pytest
 import torch
+from bench_layouts import detected
 from bench_reader import Reader, evaluate, write_images
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
 from benchmarks.tasks.registry import configure
-from clips.data.formats import DatasetSpec, detect, read_dataset
+from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 
@@ -149,7 +150,7 @@ LAYOUT_OF: dict[str, list[Callable[[Path], Path]]] = {
 @pytest.mark.parametrize(("name", "write"), [(name, write) for name, writers in LAYOUT_OF.items() for write in writers])
 def test_layouts_of_the_same_data_are_recognized_and_have_the_same_hash(tmp_path, name, write):
     path = write(tmp_path)
-    assert detect(DatasetSpec(path=str(path)), "captions") == name
+    assert detected(path) == {name}
     found = _load(path)
     assert found.captions == [world.captions(number) for number in range(COUNT)]
     for number in range(COUNT):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_layouts import CAPTIONS, COUNT, LONG, TEXTS, docci, flickr30k_200, iiw, sharegpt4v, xm3600, xtd10
+from bench_layouts import CAPTIONS, COUNT, LONG, TEXTS, detected, docci, flickr30k_200, iiw, sharegpt4v, xm3600, xtd10
 from bench_world import write_images
 
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
-from clips.data.formats import DatasetSpec, detect
+from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
 
@@ -22,7 +22,7 @@ def _load(path: Path, **asked: Any) -> CaptionSet:
 @pytest.mark.parametrize("name", LONG)
 def test_long_captions(tmp_path, name):
     path = LONG[name](tmp_path)
-    assert detect(DatasetSpec(path=str(path)), "captions") == name
+    assert detected(path) == {name}
     found = _load(path)
     texts = [text.replace("\n", " ") for text in found.texts] if name == "dci" else list(found.texts)
     assert texts == TEXTS
@@ -50,7 +50,7 @@ def test_the_first_thousand_of_sharegpt4v(tmp_path):
 @pytest.mark.parametrize(("name", "write"), [("xm3600", xm3600), ("parallel", flickr30k_200), ("parallel", xtd10)])
 def test_languages(tmp_path, name, write):
     path = write(tmp_path)
-    assert detect(DatasetSpec(path=str(path)), "captions") == name
+    assert detected(path) == {name}
     assert _load(path, language="en").captions == CAPTIONS["en"]
     german = _load(path, language="de")
     assert [group[0] for group in german.captions] == ["eins", "zwei", "drei"]

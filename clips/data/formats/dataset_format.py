@@ -312,3 +312,34 @@ def of_split(read: Callable[[Location], Iterator[tuple[str, Record]]]) -> Callab
         return Dataset(records=location.rows_of_split(read(location)), split=location.spec.split)
 
     return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format. A reader of another module is named as ``module.function``, and imported when it is called.
+
+    Args:
+        takes: the fields of `DatasetSpec` that it reads, besides path and format.
+        fits: detects the format of a path; empty if it cannot be detected.
+        is_general: whether ``fits`` is true of other formats' data, too: these are detected first.
+        captions: reads images with captions.
+        conversations: reads conversations about images.
+        classes: reads images with one class each.
+        pairs: reads images with matching and near-miss captions.
+        source: the class for training, with random access; empty: all captions are listed in memory, and each image
+            is a file.
+        web_caption: the default location of its short web caption in training.
+        synthetic_caption: the default location of its long synthetic caption, or of several.
+    """
+
+    takes: tuple[str, ...] = ("image_root",)
+    _: dataclasses.KW_ONLY
+    fits: str | Callable[[Location], bool] = ""
+    captions: str | Callable[[Location], Dataset[Captioned]] = ""
+    conversations: str = ""
+    classes: str = ""
+    pairs: str = ""
+    source: str = ""
+    web_caption: str = "random_sentence"
+    synthetic_caption: str | tuple[str, ...] = "other_sentences"
+    is_general: bool = False
