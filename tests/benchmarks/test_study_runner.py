@@ -186,7 +186,7 @@ def test_what_gates_the_most_work_starts_first(tmp_path):
 
 def test_the_demo_starts_with_the_encoder_that_takes_longest():
     """With two jobs, CLIPS after the others would end last."""
-    steps = resolve_study(StudyConfig(study=str(FAKE.parents[1] / "scripts/studies/demo.yaml"))).steps
+    steps = resolve_study(StudyConfig(study=str(FAKE.parents[2] / "scripts/studies/demo.yaml"))).steps
     chains = runner.chain_seconds([dataclasses.replace(step, study=Path("nowhere")) for step in steps])
     encoders = [name for name in sorted(chains, key=lambda name: -chains[name]) if name.startswith("encoder-")]
     assert encoders == ["encoder-clips-s0", "encoder-clip-s0", "encoder-untrained-s0"]

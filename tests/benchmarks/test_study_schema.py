@@ -324,7 +324,7 @@ def test_a_plan_says_that_a_benchmark_tests_on_training_data(
         ({"confirm_hours": -1.0}, "confirm_hours: expected a finite number of at least 0"),
         ({"seeds": [1, 1]}, "seeds: expected different"),
         ({"paths": {"data": "x"}}, "paths.data: the study has a directory of this name"),
-        ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),
+        ({"overrides": [{"exclud": True}]}, r"overrides\[1\]\.exclud.*did you mean"),
         ({"overrides": [{"exclude": True}]}, "every model is excluded"),
         ({"overrides": [{"llava_variant": "a", "exclude": True}]}, "unknown llava_variant in 'overrides' 'a'"),
         ({"overrides": [{"encoder": "theirs", "exclude": True}], "existing_llavas": {"theirs": "a/llava"}},
