@@ -108,7 +108,7 @@ def require_encoder_config(directory: Path) -> dict[str, Any]:
     """The open_clip config of an encoder directory.
 
     Raises:
-        UserError: unless it has a ``model_cfg``.
+        UserError: it has no ``model_cfg``.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected an encoder directory")

@@ -157,7 +157,7 @@ def read_yaml(path: str | Path) -> Any:
     """The value of a YAML file.
 
     Raises:
-        UserError: if it cannot be read or `parse_yaml` rejects it.
+        UserError: it cannot be read or `parse_yaml` rejects it.
     """
     reject_named_pipe(Path(path))
     try:
@@ -176,7 +176,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: if it is missing, or not JSON.
+        UserError: it is missing, or not JSON.
     """
     try:
         return safe_json_loads(_content(path))
@@ -288,7 +288,7 @@ def read_text_lines(path: Path) -> list[str]:
     """The lines of a file of UTF-8, or UTF-16 with its mark.
 
     Raises:
-        UserError: if it is missing or neither.
+        UserError: it is missing or neither.
     """
     return text_lines(_content(path), str(path))
 

@@ -52,8 +52,6 @@ def changed_settings(config: Any) -> Any:
     """A config dataclass as plain data, without the fields that have their default."""
     if isinstance(config, list | tuple):
         return [changed_settings(item) for item in config]
-    if isinstance(config, Mapping):
-        return {str(name): changed_settings(item) for name, item in config.items()}
     if not is_config(type(config)):
         return to_plain(config)
     defaults, missing = _plain_defaults(type(config)), object()
@@ -86,6 +84,19 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain data from dotted names, the inverse of `flatten`; a name below that of a value is left out."""
+    nested: dict[str, Any] = {}
+    for name, value in sorted(flat.items()):
+        *sections, last = name.split(".")
+        place: Any = nested
+        for section in sections:
+            place = place.setdefault(section, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[last] = value
+    return nested
 
 
 Record = TypeVar("Record")
@@ -235,9 +246,9 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         configs = filter(is_config, options_of(holder))
         here = {field.name: f"{outer}{field.name}" for config in configs for field in dataclasses.fields(config)}
         ours = key.lower().replace("-", "_")
-        if ours not in here | elsewhere:
-            ours = _NAMES_ELSEWHERE.get(ours, ours)
-        # The right name at another place, but for a plural or a swapped letter of one here.
+        if ours not in here | elsewhere and (alias := _NAMES_ELSEWHERE.get(ours, "")) in here | elsewhere:
+            ours = alias
+        # The name of a setting at another place is meant, unless it is nearly that of one here.
         near = difflib.get_close_matches(ours, here, n=1, cutoff=0.9 if ours in elsewhere else 0.6)
         if key in _NO_SETTING and ours not in here | elsewhere:
             return f"unknown key '{outer}{key}'; {_NO_SETTING[key]}"

@@ -107,7 +107,7 @@ def in_order(steps: Mapping[str, Step]) -> tuple[Step, ...]:
     An interrupted study therefore has complete models, not only encoders.
 
     Raises:
-        UserError: for a cycle.
+        UserError: there is a cycle.
     """
     ordered: dict[str, Step] = {}
 

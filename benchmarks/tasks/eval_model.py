@@ -115,7 +115,7 @@ class EvalModel:
         """``"cuda"`` or ``"cpu"``.
 
         Raises:
-            UserError: if cuda is requested and unavailable.
+            UserError: cuda is requested and unavailable.
         """
         import torch
 
@@ -154,7 +154,7 @@ class EvalModel:
         """The encoder with its text tower.
 
         Raises:
-            UserError: if there is none, or it cannot be loaded.
+            UserError: there is none, or it cannot be loaded.
         """
         from benchmarks.tasks.encoders import dual_encoder
 
@@ -184,7 +184,7 @@ class EvalModel:
         """(model, processor) of the LLaVA.
 
         Raises:
-            UserError: if there is none, or it cannot be loaded.
+            UserError: there is none, or it cannot be loaded.
         """
         from benchmarks.tasks.mllm.offline_tasks import go_offline
 
@@ -200,7 +200,7 @@ class EvalModel:
         """The lmms-eval model that replaces the LLaVA.
 
         Raises:
-            UserError: if it cannot be loaded.
+            UserError: it cannot be loaded.
         """
         if self.config.lmms is None:
             raise UserError("lmms: expected one of lmms-eval's models")
@@ -222,7 +222,7 @@ class EvalModel:
         """What servers say of the model.
 
         Raises:
-            UserError: if none answers, or has it.
+            UserError: none answers, or has it.
         """
         return self.chat_client().identify_model(str(self.config.llava))
 

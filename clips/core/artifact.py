@@ -236,7 +236,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
     Raises:
-        UserError: if the directory or its manifest is missing or unreadable.
+        UserError: the directory or its manifest is missing or unreadable.
     """
     path = Path(directory) / MANIFEST
     if not Path(directory).is_dir():

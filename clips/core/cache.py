@@ -48,7 +48,7 @@ class Cache(Generic[Value]):
         """Write an entry atomically.
 
         Raises:
-            UserError: if the directory is not writable.
+            UserError: the directory is not writable.
         """
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
@@ -59,7 +59,7 @@ class Cache(Generic[Value]):
         All processes that compute an entry at once get the same value, also if theirs differ by rounding. Raises
 
         Raises:
-            UserError: if the directory is not writable.
+            UserError: the directory is not writable.
         """
         path = self.path(key)
         partial = temp_path_for(path)
@@ -197,7 +197,7 @@ class TensorShards:
         """Write the collected tensors.
 
         Raises:
-            UserError: if the directory is not writable.
+            UserError: the directory is not writable.
         """
         from safetensors.torch import save_file
 

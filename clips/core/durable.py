@@ -94,7 +94,7 @@ def writable_directory(path: str | Path) -> Path:
     """``path``, created if missing.
 
     Raises:
-        UserError: if it is not writable, before any work is lost.
+        UserError: it is not writable, before any work is lost.
     """
     directory = Path(path)
     with write_errors_as_user_errors(path):

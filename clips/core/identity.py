@@ -24,7 +24,7 @@ from typing import Any
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
-from clips.typed_data import flatten, from_plain, to_plain, with_defaults
+from clips.typed_data import flatten, from_plain, nest, to_plain, with_defaults
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that affects the execution but not the result, with which an interrupted run may resume:
@@ -32,8 +32,8 @@ RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 VERSIONS = {"clips-bench run": 7, "llava-bridge train": 3}
 """Command → version of its results, 1 for other commands.
 
-Raise it in the commit that changes the command's result for the same config: study steps, results and cached answers
-are then recomputed, and outputs of the earlier version are rejected.
+Raise it in the commit that changes the command's result for the same config, as by another default: study steps,
+results and cached answers are then recomputed, and outputs of the earlier version are rejected.
 """
 RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
@@ -87,14 +87,7 @@ class Identity:
     def _completed(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         kind: type = type(self.config)
         others = {name: value for name, value in recorded.items() if name.startswith(_INPUTS) or name == "version"}
-        settings: dict[str, Any] = {}
-        for name in recorded.keys() - others.keys():
-            *sections, last = name.split(".")
-            place = settings
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = recorded[name]
-        settings = with_defaults(settings, kind)
+        settings = with_defaults(nest({name: recorded[name] for name in recorded.keys() - others.keys()}), kind)
         for name in run_only_fields(kind) & {field.name for field in dataclasses.fields(kind)}:
             settings[name] = to_plain(getattr(self.config, name))
         with contextlib.suppress(UserError):  # of values that are no longer valid, which differ from the run's
@@ -222,7 +215,7 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of one file's content.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: it cannot be read.
     """
     try:
         with Path(path).open("rb") as stream:

@@ -98,7 +98,7 @@ class LazyImage(abc.ABC):
         """The encoded image.
 
         Raises:
-            UserError: if it is missing.
+            UserError: it is missing.
         """
 
     def exists(self) -> bool:
@@ -113,7 +113,7 @@ class LazyImage(abc.ABC):
         """The image in RGB.
 
         Raises:
-            UserError: if it is missing or invalid.
+            UserError: it is missing or invalid.
         """
         try:
             return decode_image(self.read())

@@ -155,7 +155,7 @@ class ParquetRows:
         """The requested columns of a row group.
 
         Raises:
-            UserError: if it is broken, and as pyarrow does.
+            UserError: it is broken, and as pyarrow does.
         """
         import pyarrow as pa
         import pyarrow.parquet

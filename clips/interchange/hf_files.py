@@ -141,7 +141,7 @@ def load_image_processor(path: Path) -> Any:
     """Load a directory's image processor.
 
     Raises:
-        UserError: if transformers cannot read it.
+        UserError: transformers cannot read it.
     """
     from transformers import AutoImageProcessor
 

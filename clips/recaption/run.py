@@ -151,7 +151,7 @@ def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
     """Whether the output is complete.
 
     Raises:
-        UserError: if it belongs to another run.
+        UserError: it belongs to another run.
     """
     work = Path(config.output) / WORK_DIR
     if check_finished(config.output, KIND, run, work=work, contents=False):  # terabytes

@@ -195,13 +195,12 @@ def supervised_indices(labels: Tensor) -> Tensor:
 class RandomOrder(Sampler[int]):
     """``total`` sample indices: concatenated shuffled epochs, LLaVA's order in its first stage.
 
-    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller. A resumed run sets
-    ``skipped``: so many first indices are -1, for a loader that drops them.
+    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller. Of a resumed run
+    the first ``skipped`` indices are -1, for a loader that drops them.
     """
 
-    def __init__(self, samples: int, total: int, seed: int) -> None:
-        self.samples, self.total, self.seed = samples, total, seed
-        self.skipped = 0
+    def __init__(self, samples: int, total: int, seed: int, skipped: int = 0) -> None:
+        self.samples, self.total, self.seed, self.skipped = samples, total, seed, skipped
 
     def __len__(self) -> int:
         return self.total
@@ -222,7 +221,7 @@ class LengthGroupedSampler(Sampler[int]):
     length, so that no process waits for another. Sorting more samples than those of one step would pad less, but steps
     of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an epoch, even of a
     single one, is filled with random samples of the next epoch, which continues with the others; LLaVA leaves that step
-    smaller. A resumed run sets ``skipped``, as for `RandomOrder`.
+    smaller.
 
     Args:
         sizes: whether each sample has images, and its length in any unit that grows with its tokens.
@@ -230,16 +229,22 @@ class LengthGroupedSampler(Sampler[int]):
         total: number of indices to return.
         seed: seed of all shuffling.
         micro_batches: per step, over all processes. The samples of a step do not depend on it.
+        skipped: of a resumed run, as for `RandomOrder`.
     """
 
     def __init__(
-        self, sizes: Sequence[tuple[bool, int]], batch_size: int, total: int, seed: int, micro_batches: int = 1
+        self,
+        sizes: Sequence[tuple[bool, int]],
+        batch_size: int,
+        total: int,
+        seed: int,
+        micro_batches: int = 1,
+        skipped: int = 0,
     ) -> None:
         self.has_images = torch.tensor([has_images for has_images, _ in sizes], dtype=torch.bool)
         self.lengths = [length for _, length in sizes]
         self.batch_size, self.total = batch_size, total
-        self.seed, self.micro_batches = seed, micro_batches
-        self.skipped = 0
+        self.seed, self.micro_batches, self.skipped = seed, micro_batches, skipped
 
     def __len__(self) -> int:
         return self.total

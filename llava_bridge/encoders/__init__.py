@@ -135,34 +135,52 @@ def resolve_encoder(spec: str) -> ModelFiles:
     """
     source, reference = parse_spec(spec)
     if source == "open_clip":
-        directory = resolve_open_clip_dir(reference)
-        if not directory.is_dir():
-            raise UserError(
-                f"encoder: {directory} is not a directory (expected one in open_clip's Hub format, hf-hub:ORG/NAME, "
-                "timm:NAME, or transformers:DIRECTORY)"
-            )
-        if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
-            suggestion = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
-            raise UserError(f"encoder: {reference} is no directory of open_clip's; try {suggestion}")
-        if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / ".checkpoints").is_dir():
-            raise UserError(
-                f"encoder: the training of {reference} is not finished; `clips train {directory}/config.yaml` "
-                f"continues it, `clips export {directory} --output DIR` writes the encoder of its last checkpoint"
-            )
-        for path, content in ((directory / OPEN_CLIP_CONFIG, "config"), (find_open_clip_weights(directory), "weights")):
-            if not path.is_file():
-                raise UserError(f"encoder: {reference} has no {content} (expected {path.name})")
-        return ModelFiles.of(reference, directory)
+        return ModelFiles.of(reference, require_open_clip_dir(reference))
     if source == "transformers":
-        directory = resolve_model_dir(reference, "encoder")
-        if not directory.is_dir():
-            raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
-        if not (directory / "config.json").is_file():
-            raise UserError(f"encoder: {reference} has no config.json (expected a model in the transformers format)")
-        return ModelFiles.of(reference, directory)
+        return ModelFiles.of(reference, require_transformers_dir(reference))
     _, _, origin = reference.partition("@")
     if source != "timm" or origin in {"", "random"}:
         return ModelFiles()
     if not Path(origin).is_file():
         raise UserError(f"encoder: {origin}: no such file (expected safetensors weights, or @random)")
     return ModelFiles(path=Path(origin), local=origin)
+
+
+def require_open_clip_dir(reference: str) -> Path:
+    """As `resolve_open_clip_dir`.
+
+    Raises:
+        UserError: it has no config or weights, or is another kind of directory; as there.
+    """
+    directory = resolve_open_clip_dir(reference)
+    if not directory.is_dir():
+        raise UserError(
+            f"encoder: {directory} is not a directory (expected one in open_clip's Hub format, hf-hub:ORG/NAME, "
+            "timm:NAME, or transformers:DIRECTORY)"
+        )
+    if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
+        suggestion = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
+        raise UserError(f"encoder: {reference} is no directory of open_clip's; try {suggestion}")
+    if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / ".checkpoints").is_dir():
+        raise UserError(
+            f"encoder: the training of {reference} is not finished; `clips train {directory}/config.yaml` "
+            f"continues it, `clips export {directory} --output DIR` writes the encoder of its last checkpoint"
+        )
+    for path, content in ((directory / OPEN_CLIP_CONFIG, "config"), (find_open_clip_weights(directory), "weights")):
+        if not path.is_file():
+            raise UserError(f"encoder: {reference} has no {content} (expected {path.name})")
+    return directory
+
+
+def require_transformers_dir(reference: str) -> Path:
+    """The directory of an encoder in transformers' format, or the Hub's copy.
+
+    Raises:
+        UserError: there is none, or it has no config.
+    """
+    directory = resolve_model_dir(reference, "encoder")
+    if not directory.is_dir():
+        raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"encoder: {reference} has no config.json (expected a model in the transformers format)")
+    return directory

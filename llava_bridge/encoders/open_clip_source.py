@@ -16,7 +16,7 @@ from clips.model.initialization import resize_pos_embed, resize_sincos_pos_embed
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
 from clips.text_files import safe_json_loads
-from llava_bridge.encoders import resolve_encoder, timm_source
+from llava_bridge.encoders import require_open_clip_dir, timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -93,8 +93,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     Raises:
         UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
     """
-    directory = resolve_encoder(reference).path
-    assert directory is not None
+    directory = require_open_clip_dir(reference)
     config = _read_config(directory)
     model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
     weights, alone = _visual_weights(directory)

@@ -19,7 +19,7 @@ from clips.errors import UserError
 from clips.interchange.hf_files import read_normalization
 from clips.model.initialization import resize_pos_embed
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_safetensors
-from llava_bridge.encoders import resolve_encoder, timm_source
+from llava_bridge.encoders import require_transformers_dir, timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
@@ -125,7 +125,7 @@ class ModelFamily:
         """The class.
 
         Raises:
-            UserError: if the installed transformers lacks it.
+            UserError: the installed transformers lacks it.
         """
         module, _, name = f"transformers.{self.model}".rpartition(".")
         try:
@@ -258,8 +258,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     from llava_bridge.model.modeling_llava import register
 
     register()  # the tower may be that of a LLaVA
-    directory = resolve_encoder(f"transformers:{reference}").path
-    assert directory is not None
+    directory = require_transformers_dir(reference)
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type == "timm_wrapper":  # its config has timm's preprocessing

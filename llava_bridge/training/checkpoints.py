@@ -55,6 +55,11 @@ def _hash_files(checkpoint: Path, names: Sequence[str], *, written: bool = False
     return {name: value for hashes in all_gather_objects(own) for name, value in hashes.items()}
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of steps before a checkpoint, by the name that HF's Trainer gives it."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint without damage; incomplete ones, and damaged ones after it, are deleted.
 
@@ -65,7 +70,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """
     complete = sorted(
         (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")),
-        key=lambda path: int(path.name.rpartition("-")[2]),
+        key=step_of,
         reverse=True,
     )
     unusable = set(folder.glob("checkpoint-*")) - set(complete)

@@ -114,8 +114,11 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
         name: [describe_data(source) for source in config.stage(name).data] for name in config.stages
     }
 
-    contents = {name: directory_hash(files.local) for name, files in models.items() if files.local}
-    contents |= {name: files.commit for name, files in models.items() if files.commit}
+    contents = {
+        name: directory_hash(files.local) if files.local else files.commit
+        for name, files in models.items()
+        if files.local or files.commit
+    }
     for name, described in data.items():
         for index, description in enumerate(described):
             hashes = {key: description[key] for key in ("hash", "directory_hash") if key in description}

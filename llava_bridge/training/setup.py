@@ -169,7 +169,7 @@ def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> fl
     """Tokens of a packed row; None without packing.
 
     Raises:
-        UserError: if the LLM does not separate packed samples.
+        UserError: the LLM does not separate packed samples.
     """
     if not stage.packing:
         return None

@@ -30,7 +30,7 @@ from clips.data.invalid_samples import InvalidSamples, restored
 from clips.model.compute import compile_modules
 from clips.model.loading import ADAPTER_DIR
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
-from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
+from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker, step_of
 from llava_bridge.training.inputs import Inputs
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
 from llava_bridge.training.lora import add_lora, copy_dequantized, numel_unpacked, share_without_adapter
@@ -98,6 +98,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
     durable.make_directory(checkpoints)
     checkpoint = last_checkpoint(checkpoints)
     before = {} if checkpoint is None else read_marker(checkpoint)
+    first_step = 0 if checkpoint is None else step_of(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, run_log, started - (before["seconds"] if before else 0.0))
     is_universal = checkpoint is not None and convert_if_of_other_processes(checkpoint)
 
@@ -107,7 +108,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
         stage=stage,
         stage_name=name,
         parts=setup.parts,
-        sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
+        sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size, first_step),
         invalid=restored(before["invalid_samples"]) if before else InvalidSamples(),
         max_invalid_ratio=config.max_invalid_ratio,
         model=LlavaLoss(setup.model, setup.square_images),

@@ -48,7 +48,7 @@ class StageTrainer(Trainer):
         stage: StageConfig,
         stage_name: str,
         parts: Mapping[Part, nn.Module],
-        sampler: RandomOrder | LengthGroupedSampler,
+        sampler: Sampler[int],
         invalid: InvalidSamples,
         max_invalid_ratio: float,
         **options: Any,
@@ -60,12 +60,6 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
-
-    def _init_training_state(self, *arguments: Any, **options: Any) -> tuple[int, int]:
-        """HF's; of the samples before a checkpoint, which HF's loader drops, the sampler computes no order."""
-        trained = super()._init_training_state(*arguments, **options)
-        self.sampler.skipped = self.state.global_step * self.stage.global_batch_size
-        return trained
 
     def get_train_dataloader(self) -> Any:
         """HF's; its workers ignore signals, which schedulers send to all processes of a job."""
@@ -179,15 +173,14 @@ atexit.register(end_stuck_workers)
 
 
 def make_sampler(
-    dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int
-) -> RandomOrder | LengthGroupedSampler:
-    """The sampler of a stage with this number of ``steps``."""
-    total = steps * stage.global_batch_size
+    dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int, first_step: int = 0
+) -> Sampler[int]:
+    """The sampler of a stage with this number of ``steps``; it computes no order before ``first_step``."""
+    total, skipped = steps * stage.global_batch_size, first_step * stage.global_batch_size
     if not stage.group_by_modality_length:
-        return RandomOrder(len(dataset), total, seed)
-    return LengthGroupedSampler(
-        dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
-    )
+        return RandomOrder(len(dataset), total, seed, skipped)
+    micro_batches = stage.global_batch_size // micro_batch_size
+    return LengthGroupedSampler(dataset.sizes(), stage.global_batch_size, total, seed, micro_batches, skipped)
 
 
 def training_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_differences_are_listed_and_equal_settings_counted(tmp_path):
     settings = "recipe.name clip against clips; seed 0 against 1; the other 9 settings are the same"
     assert f"one and two: trained (A against B): {settings}." in notes  # no output, workers, cache, path of the data
     assert not any("trained with different settings" in note for note in notes)
+
+
+def test_a_setting_that_is_newer_than_a_training_had_its_default(tmp_path):
+    rate = {"learning_rate": 1e-3, "adam_beta2": 0.95}
+    schedules = {"older": {}, "cosine": {"schedule": "cosine"}, "wsd": {"schedule": "wsd"}}
+    encoders = {name: put_encoder(tmp_path / name, optimizer=rate | more) for name, more in schedules.items()}
+    for encoder in encoders.values():
+        manifest = json.loads((encoder / "manifest.json").read_text())
+        (encoder / "manifest.json").write_text(json.dumps(manifest | {"identity": {"seed": 0}}))  # of this suite's runs
+    older, cosine, wsd = map(read_training, encoders.values())
+    same, other = diff_training(older, cosine), diff_training(older, wsd)
+    assert (same.differing, same.one_sided) == ((), 0)
+    assert (other.differing, other.one_sided) == (("optimizer.schedule: cosine against wsd",), 0)
 
 
 def test_a_limit_of_the_data_is_not_the_length_of_the_training(tmp_path):

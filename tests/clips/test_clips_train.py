@@ -84,6 +84,7 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["kind"] == "encoder"
     assert manifest["samples_seen"] == 24
+    assert manifest["threads"] == torch.get_num_threads()
     assert manifest["parents"] == {"train": {"path": str(data), "hash": directory_hash(data)}}
     assert manifest["data"]["sources"][0]["samples"] == 21
     assert manifest["config"]["model"]["architecture"] == "clips-tiny"

@@ -90,7 +90,7 @@ class CaptionSet:
         """Image ``index`` as RGB.
 
         Raises:
-            UserError: if it is missing or broken.
+            UserError: it is missing or broken.
         """
         return self.files[index].open()
 

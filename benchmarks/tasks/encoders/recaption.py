@@ -73,7 +73,7 @@ class RecaptionSet:
         """Image ``index`` of the N as RGB.
 
         Raises:
-            UserError: if it is broken.
+            UserError: it is broken.
         """
         from clips.data.images import InvalidImageError, decode_image
 

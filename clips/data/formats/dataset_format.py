@@ -164,7 +164,7 @@ class Location:
         The defaults are relative to the dataset's directory.
 
         Raises:
-            UserError: if the requested one is no directory.
+            UserError: the requested one is no directory.
         """
         if requested := self.spec.image_root:
             if not Path(requested).is_dir():
@@ -194,7 +194,7 @@ class Location:
         """Whether the objects of a JSON lines file have ``split``.
 
         Raises:
-            UserError: if not, but one is requested.
+            UserError: it states none, but one is requested.
         """
         has_split = "split" in self.first_row()
         if not has_split and self.spec.split not in WHOLE_REQUESTS:
@@ -206,7 +206,7 @@ class Location:
         """The content of a ``.json`` file; None for anything else.
 
         Raises:
-            UserError: for invalid JSON.
+            UserError: invalid JSON.
         """
         return read_json(self.path) if self.suffix == ".json" and not self.path.is_dir() else None
 
@@ -219,7 +219,7 @@ class Location:
         """The records of the requested split or splits, from (split, record).
 
         Raises:
-            UserError: if there is none.
+            UserError: there is none.
         """
         seen = set()
         for split, record in records:
@@ -238,7 +238,7 @@ class Location:
         """The requested language.
 
         Raises:
-            UserError: if it is missing or not among those available.
+            UserError: it is missing or not among those available.
         """
         known = list(available)
         if self.spec.language is None:

@@ -120,7 +120,7 @@ def _image_extension(files: Spans) -> str | None:
     """The extension of a sample's image; of several images it is the first in the order of `IMAGE_SUFFIXES`.
 
     Raises:
-        UserError: if there is no image, but one of the name ``KEY.anything.jpg``.
+        UserError: there is no image, but one of the name ``KEY.anything.jpg``.
     """
     for suffix in IMAGE_SUFFIXES:
         if suffix[1:] in files:
@@ -351,7 +351,7 @@ class WebDatasetSource(Source):
         """As `_opened`.
 
         Raises:
-            UserError: for a shard that has more samples than the order knows.
+            UserError: a shard has more samples than the order knows.
         """
         index = self._opened(shard)
         if len(index) > self.blocks[shard]:

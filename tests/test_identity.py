@@ -91,6 +91,15 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
     assert difference(a=2, b=[1], c=2, may_change=("a",)) is None
 
 
+def test_recorded_values_that_are_no_settings_are_another_run():
+    run = identity("clips train", Config(data=Nested()))
+    too_deep = [{"data": 3}, {"data": 3, "data.one.path": "y"}, {"data.one": "x", "data.one.path": "y"}]
+    for odd in (*too_deep, {"data.sources": [5]}, {"": 3, ".": 3}):
+        assert run.difference(dict(run.values) | odd)
+    older = {name: value for name, value in run.values.items() if name != "rate"} | {"gone": 1}
+    assert run.difference(older) == "gone is 1 there and None now"  # and the newer rate is none
+
+
 SOURCES = [{"path": "a"}, {"path": "b"}]
 RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "clips train": (EncoderTrainConfig, {"output": "x", "max_steps": 5, "data": {"sources": [{"path": "a"}]}}),
