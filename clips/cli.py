@@ -9,12 +9,12 @@ from clips.commandline.commands import Command, dispatch
 COMMANDS = {
     "data inspect": Command(
         help="report on training data: counts, caption lengths, samples, invalid samples",
-        target="clips.data.inspect_command:run_inspect",
+        target="clips.loader.inspect_command:run_inspect",
         positional=("path",),
     ),
     "data index": Command(
         help="write the sample counts of tar shards to sizes.json",
-        target="clips.data.inspect_command:run_index",
+        target="clips.loader.inspect_command:run_index",
         positional=("path",),
     ),
     "recaption": Command(

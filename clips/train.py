@@ -28,9 +28,9 @@ from clips.core.identity import identity as identity_of
 from clips.core.identity import is_below
 from clips.core.locks import lock_output
 from clips.core.run_log import RunLog
-from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
 from clips.errors import UserError
+from clips.loader.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.method.clips_model import ClipsModel, build_model, compute_losses, total_loss
 from clips.method.optimizer import scheduled_lr
 from clips.model.compute import fast_sdpa_backend

@@ -20,12 +20,12 @@ from image_files import DrawnFile, image_files
 from PIL import Image
 
 from benchmarks.tasks.mllm.task_images import decode_as_in_training
-from clips.data.augment import augment, read_crop
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.images import InvalidImageError, decode_image, to_rgb
 from clips.data.lazy_images import open_image
-from clips.data.sources import AugmentConfig
 from clips.errors import UserError
+from clips.loader.augment import augment, read_crop
+from clips.loader.data_config import AugmentConfig
 from llava_bridge.inference import generate
 from llava_bridge.inference.serve_command import ChatMessage, ContentPart, ImageUrl, make_app, read_messages
 

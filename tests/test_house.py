@@ -96,6 +96,12 @@ def test_no_file_imports_itself_through_others():
     assert circles(arrows) == []
 
 
+def test_the_readers_of_datasets_know_nothing_of_the_training_loader():
+    readers = [*(ROOT / "clips/data").rglob("*.py")]
+    assert len(readers) > 15
+    assert [str(file) for file in readers for other in imported(file) if other.parent == ROOT / "clips/loader"] == []
+
+
 def test_a_circle_is_seen():
     first, second, third = (ROOT / f"clips/{name}.py" for name in "abc")
     assert circles({first: {second}, second: {third}, third: {second}}) == [["clips/b.py", "clips/c.py"]]

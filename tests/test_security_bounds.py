@@ -18,8 +18,8 @@ from PIL import Image, ImageFile
 from benchmarks.study.schema import read_study
 from clips import cli, encoder
 from clips.data import tar_index
-from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
+from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from clips.model import tokenizer
 from clips.text_files import safe_json_loads

@@ -14,8 +14,9 @@ import pytest
 from serving import Quiet, address, serve
 
 from clips.data import lazy_images, open_image
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import ImageColumn, TableImage, image_bytes
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source
+from clips.data.sources import SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("clips", "llava_bridge", "benchmarks", "scripts")
 SHELL_ALLOWED = {"clips/data/remote_files.py"}  # pipe: addresses, which only the user's own config may hold
-PICKLE_ALLOWED = {"clips/data/prefetch.py"}  # what its parent writes to its standard input
+PICKLE_ALLOWED = {"clips/loader/prefetch.py"}  # what its parent writes to its standard input
 _NAMES = {"eval", "exec", "compile", "__import__"}
 _MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 _UNPACKERS = {"extractall", "unpack_archive"}

@@ -28,8 +28,8 @@ from clips.core.cache import read_with_checksum, with_checksum
 from clips.core.chat_client import without_reasoning
 from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, identity, read_run, run_text
-from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, Source, open_source
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
+from clips.data.sources import Source, open_source
 from clips.errors import UserError
 from clips.recaption.captioners import (
     Captioner,

@@ -21,10 +21,10 @@ from clips.core.durable import atomic_write, temp_path_for, write_errors_as_user
 from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.images import decode_image
-from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Sample, Source
 from clips.data.tar_index import add_member
 from clips.errors import UserError
+from clips.loader.invalid_samples import InvalidSamples
 from clips.recaption.captioners import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.safe_text import log_info

@@ -19,9 +19,9 @@ from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, run_text
 from clips.data.formats.rows import table_files
 from clips.data.formats.webdataset import list_shards
-from clips.data.invalid_samples import InvalidSamples, restored
 from clips.data.remote_files import local_files
 from clips.errors import UserError, error_reason
+from clips.loader.invalid_samples import InvalidSamples, restored
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
 from clips.training.train_config import EncoderTrainConfig, stage_configs

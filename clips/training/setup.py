@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clips.core.artifact import MANIFEST
 from clips.data.images import normalize
-from clips.data.loader import TrainDataset
 from clips.data.sources import open_source
 from clips.errors import UserError
+from clips.loader.loader import TrainDataset
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
 from clips.model.architectures import describe_preprocessing, resolve_preprocessing

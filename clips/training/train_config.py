@@ -19,8 +19,9 @@ from pydantic import Field
 from clips.core.artifact import MANIFEST, STAGES_DIR, read_manifest
 from clips.core.identity import RUN_ONLY
 from clips.core.run_log import TrackerName
-from clips.data.sources import DataConfig, SourceConfig
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.loader.data_config import DataConfig
 from clips.method.optimizer import EITHER, OptimizerConfig
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import Architecture, ModelConfig, resolve_architecture

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, Source, open_source
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
+from clips.data.sources import Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text

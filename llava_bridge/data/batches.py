@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from clips.data.formats.dataset_format import Conversation
-from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
+from clips.loader.invalid_samples import Invalid
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
 from llava_bridge.data.sources import Samples
 

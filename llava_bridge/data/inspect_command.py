@@ -14,10 +14,10 @@ from collections import Counter
 from typing import Any
 
 from clips.commandline.progress import progress_iter
-from clips.data.inspection import Example, InspectionConfig, Span, report_inspection
-from clips.data.invalid_samples import InvalidSamples
-from clips.data.sampler import evenly
 from clips.errors import UserError
+from clips.loader.inspection import Example, InspectionConfig, Span, report_inspection
+from clips.loader.invalid_samples import InvalidSamples
+from clips.loader.sampler import evenly
 from clips.ranges import Positive
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples
 from llava_bridge.model.image_processing import (

@@ -14,8 +14,8 @@ from typing import Any
 from clips.core import durable
 from clips.core.durable import atomic_write
 from clips.core.identity import file_hash
-from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError, error_reason
+from clips.loader.invalid_samples import InvalidSamples
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
 from llava_bridge.training.run_dir import COMPLETE_MARKER

@@ -26,7 +26,7 @@ from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
 from clips.core.durable import open_to_umask
 from clips.core.run_log import RunLog
-from clips.data.invalid_samples import InvalidSamples, restored
+from clips.loader.invalid_samples import InvalidSamples, restored
 from clips.model.compute import compile_modules
 from clips.model.loading import ADAPTER_DIR
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava

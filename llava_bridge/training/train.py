@@ -84,7 +84,7 @@ def run_stages(inputs: Inputs, stop: StopRequest) -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
-    from clips.data.loader import worker_errors_as_user_errors
+    from clips.loader.loader import worker_errors_as_user_errors
     from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
 
     launch.init_process_group()

@@ -26,8 +26,8 @@ from clips.core.cache import TensorShards
 from clips.core.durable import write_errors_as_user_errors
 from clips.core.parent_death import default_workers, end_stuck_workers, end_with_parent
 from clips.core.run_log import RunLog
-from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
+from clips.loader.invalid_samples import Invalid, InvalidSamples
 from llava_bridge.data.batches import LengthGroupedSampler, RandomOrder
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.inputs import MAX_GRAD_NORM, Inputs

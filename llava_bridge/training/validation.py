@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
 from clips.commandline.signals import StopRequest
-from clips.data.invalid_samples import Invalid
+from clips.loader.invalid_samples import Invalid
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.data.batches import ConversationDataset

@@ -39,11 +39,12 @@ import torch
 from measure import alternate, common_parser, record, synchronize, table
 from PIL import Image
 
-from clips.data.augment import read_crop
 from clips.data.images import normalize
-from clips.data.loader import TrainDataset, copy_ahead, iterate_batches
-from clips.data.sources import AugmentConfig, DataConfig, SourceConfig
+from clips.data.sources import SourceConfig
 from clips.data.tar_index import add_member, index_tar
+from clips.loader.augment import read_crop
+from clips.loader.data_config import AugmentConfig, DataConfig
+from clips.loader.loader import TrainDataset, copy_ahead, iterate_batches
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.train import prepare_batch

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.data.sources import DataConfig, SourceConfig
+from clips.data.sources import SourceConfig
+from clips.loader.data_config import DataConfig
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig

@@ -16,12 +16,12 @@ COUNT = 3
 TEXTS = ["The first picture. It has a square.", "The second picture.", "The third picture, the last of all."]
 
 
-def detected(path: Path) -> set[str]:
-    """The formats of captions that are found for a path, whatever the order in which they are registered."""
+def detected(path: Path, kind: formats.Kind = "captions") -> set[str]:
+    """The formats of a kind that are found for a path, whatever the order in which they are registered."""
     names = set()
     for order in (formats.FORMATS, dict(reversed(formats.FORMATS.items()))):
         with mock.patch.object(formats, "FORMATS", order):
-            names.add(formats.detect(formats.DatasetSpec(path=str(path)), "captions"))
+            names.add(formats.detect(formats.DatasetSpec(path=str(path)), kind))
     return names
 
 

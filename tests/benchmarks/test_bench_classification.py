@@ -9,6 +9,7 @@ import bench_world as world
 import numpy as np
 import pytest
 import torch
+from bench_layouts import detected
 from PIL import Image
 
 from benchmarks.results.aggregation import AGGREGATIONS
@@ -108,12 +109,15 @@ def test_every_layout_has_the_same_images(tmp_path, monkeypatch):
     for layout, split in (("saved", "taken whole"), ("dict", "test"), ("parquet", "test")):
         found = load_classification_set(str(tmp_path / layout))
         assert found.split == split
+        assert detected(tmp_path / layout, "classes") == {"datasets"}
         assert list(found.classes) == list(wds.classes)
         assert found.targets.tolist() == [number % 4 for number in range(12)]
         assert found.open(5).tobytes() == world.draw_image(5).tobytes()
     with pytest.raises(UserError, match=r"parquet: .*split \"train\""):
         load_classification_set(str(tmp_path / "parquet"), split="train")
     folders = load_classification_set(str(classes.write_folders(tmp_path / "folders")))
+    assert detected(tmp_path / "wds", "classes") == {"webdataset"}
+    assert detected(tmp_path / "folders", "classes") == {"folders"}
     assert folders.classes == [f"a {name} thing" for name in sorted(classes.CLASSES)]
     assert folders.open(0).tobytes() == world.draw_image(10).tobytes()  # a blue one, 10.png before 2.png
     (tmp_path / "folders/classnames.txt").write_text("B\nG\nR\nW\n")

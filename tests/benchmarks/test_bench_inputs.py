@@ -21,8 +21,8 @@ from benchmarks.tasks.data.classification_sets import load_classification_set, l
 from benchmarks.tasks.data.pair_sets import load_pair_set
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec, detect
-from clips.data.images import FORMATS, IMAGE_SUFFIXES
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source
+from clips.data.images import FORMATS, IMAGE_SUFFIXES, InvalidSampleError
+from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 
 CAFE = "Un café noir"

@@ -110,12 +110,13 @@ def _clip_benchmark_shards(folder: Path) -> Path:
 
 
 def _img2dataset(folder: Path) -> Path:
-    """A JSON about the download next to each text."""
+    """A JSON about the download next to each text, and a table of them next to the shard."""
     members: dict[str, bytes] = {}
     for number in range(COUNT):
         status = {f"00000000{number}.json": b'{"status": "success", "url": "x"}'}
         members |= _sample(number, "00000000") | status
     world.write_tar(folder / "00000.tar", members)
+    pd.DataFrame({"url": ["x"] * COUNT, "status": ["success"] * COUNT}).to_parquet(folder / "00000.parquet")
     return folder
 
 

@@ -15,9 +15,9 @@ import clips_world
 import pytest
 from clips_world import is_equal, trained
 
-from clips.data.inspect_command import IndexShardsConfig, run_index
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
+from clips.loader.inspect_command import IndexShardsConfig, run_index
 
 s3fs = pytest.importorskip("s3fs")
 MOTO = shutil.which("moto_server")

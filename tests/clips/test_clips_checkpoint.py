@@ -12,8 +12,8 @@ import torch
 from power_cut import Disk, contents, failing_disk
 
 from clips.core.identity import RUN_ONLY, Identity, identity
-from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
+from clips.loader.invalid_samples import InvalidSamples
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint

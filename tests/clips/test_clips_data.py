@@ -17,10 +17,13 @@ from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
 from clips.data.formats.dataset_format import captions_of
-from clips.data.loader import TrainDataset, _SharedBatches, iterate_batches
-from clips.data.sampler import step_positions
-from clips.data.sources import DataConfig, InvalidSampleError, Sample, SourceConfig, sample_caption
+from clips.data.formats.source import sample_caption
+from clips.data.images import InvalidSampleError
+from clips.data.sources import Sample, SourceConfig
 from clips.errors import UserError
+from clips.loader.data_config import DataConfig
+from clips.loader.loader import TrainDataset, _SharedBatches, iterate_batches
+from clips.loader.sampler import step_positions
 from clips.typed_data import from_plain
 
 
@@ -66,7 +69,7 @@ def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, pa
     invalid = clips_world.write_shard(shards.parent / f"{part}-{workers}.tar", samples)
     for path, least_invalid in ((shards, 0), (invalid, 20)):
         alone = list(iterate_batches(training_data(path, 10), first_step=0, last_step=9))
-        monkeypatch.setattr("clips.data.loader._PART", part)
+        monkeypatch.setattr("clips.loader.loader._PART", part)
         data = training_data(path, 10, num_workers=workers)
         together = iterate_batches(data, first_step=0, last_step=9)
         slots = len(_SharedBatches(data, [range(10)]).images)

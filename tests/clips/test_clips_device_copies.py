@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from clips.data.loader import copy_ahead
 from clips.errors import UserError
+from clips.loader.loader import copy_ahead
 
 CUDA = torch.device("cuda", 0)
 

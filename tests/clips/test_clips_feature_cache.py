@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from clips.data.sources import AugmentConfig, DataConfig, SourceConfig
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.loader.data_config import AugmentConfig, DataConfig
 from clips.method.clips_model import build_model
 from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import architectures, feature_cache, towers

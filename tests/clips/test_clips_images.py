@@ -17,11 +17,11 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from clips.data import InvalidImageError, decode_image
-from clips.data import augment as augmenting
-from clips.data.augment import _jitter, augment, read_crop
 from clips.data.images import read_header, upright_size
-from clips.data.sources import AugmentConfig
 from clips.data.tar_index import index_tar
+from clips.loader import augment as augmenting
+from clips.loader.augment import _jitter, augment, read_crop
+from clips.loader.data_config import AugmentConfig
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:

@@ -13,10 +13,11 @@ import pytest
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
-from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
-from clips.data.sources import TRAINING_FORMATS, SourceConfig, open_source
+from clips.data.formats.source import training_formats
+from clips.data.sources import SourceConfig, open_source
 from clips.data.tar_index import ShardIndex, index_shard
 from clips.errors import UserError
+from clips.loader.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_synthetic_captions_are_named_by_one_column_or_several(synthetic, expect
 
 
 def test_where_captions_are_is_resolved_by_the_format():
-    configs = {name: SourceConfig(path="x", format=name) for name in TRAINING_FORMATS}
+    configs = {name: SourceConfig(path="x", format=name) for name in training_formats()}
     found = {name: (config.web_caption, config.synthetic_caption) for name, config in configs.items()}
     assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}

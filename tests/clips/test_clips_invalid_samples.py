@@ -14,10 +14,11 @@ import torch
 from clips_world import metrics, stopped_at, train, trained
 
 from clips import train as training
-from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
-from clips.data.loader import TrainDataset
-from clips.data.sources import DataConfig, SourceConfig
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.loader.data_config import DataConfig
+from clips.loader.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
+from clips.loader.loader import TrainDataset
 from clips.model.tokenizer import EOS
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training.checkpoint import Checkpointer

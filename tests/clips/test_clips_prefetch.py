@@ -24,12 +24,14 @@ from serving import Quiet, address, serve
 
 from clips.core.parent_death import default_workers
 from clips.data import remote_files
-from clips.data.loader import TrainDataset, iterate_batches
-from clips.data.prefetch import start_prefetching
+from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError
-from clips.data.sampler import SampleOrder
-from clips.data.sources import DataConfig, InvalidSampleError, SourceConfig, open_source
+from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
+from clips.loader.data_config import DataConfig
+from clips.loader.loader import TrainDataset, iterate_batches
+from clips.loader.prefetch import start_prefetching
+from clips.loader.sampler import SampleOrder
 
 
 @pytest.fixture
@@ -278,8 +280,8 @@ def pids(log: Path) -> list[int]:
 
 STALLED = """
 import sys, time
-from clips.data.prefetch import start_prefetching
-from clips.data.sampler import SampleOrder
+from clips.loader.prefetch import start_prefetching
+from clips.loader.sampler import SampleOrder
 from clips.data.sources import SourceConfig, open_source
 
 if __name__ == "__main__":
@@ -478,7 +480,7 @@ def test_the_first_process_of_a_node_downloads_for_all_of_them(monkeypatch, envi
     told: list[bytes] = []
     stdin = SimpleNamespace(write=told.append, flush=lambda: None, close=lambda: None)
     process = SimpleNamespace(wait=lambda seconds: None)
-    monkeypatch.setattr("clips.data.prefetch.start_python", lambda code: (process, stdin))
+    monkeypatch.setattr("clips.loader.prefetch.start_python", lambda code: (process, stdin))
     source: Any = SimpleNamespace(is_remote=True, blocks=[4] * 4)
     order = SampleOrder([source.blocks], seed=0, buffer_shards=2, batch_size=8)
     with start_prefetching(order, [source], last=2, rank=4, world_size=8) as reach:

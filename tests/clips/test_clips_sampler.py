@@ -11,7 +11,7 @@ import pytest
 from generators import explore, sizes
 from hypothesis import strategies as st
 
-from clips.data.sampler import SampleOrder, step_positions
+from clips.loader.sampler import SampleOrder, step_positions
 
 
 def epochs_of(order: SampleOrder, count: int) -> list[list[int]]:

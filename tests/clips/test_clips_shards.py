@@ -18,7 +18,7 @@ from clips_world import opened, rng
 
 from clips.data import tar_index
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.sources import InvalidSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.tar_index import add_member, index_shard, load_index
 from clips.errors import UserError
 

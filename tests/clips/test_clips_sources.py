@@ -29,12 +29,14 @@ from serving import Quiet, address, serve
 
 from clips.data import decode_image
 from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import ImageColumn, TableImage
-from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, expand_brace_ranges, file_name
-from clips.data.sources import DataConfig, InvalidSampleError, Record, SourceConfig, open_source
+from clips.data.sources import Record, SourceConfig, open_source
 from clips.errors import UserError
+from clips.loader.data_config import DataConfig
+from clips.loader.loader import TrainDataset, iterate_batches
 
 COUNT = 6
 TABLE = {"format": "table", "web_caption": "org_caption", "synthetic_caption": "re_caption"}
@@ -517,7 +519,7 @@ def test_row_groups_without_rows_are_no_blocks_to_read(tmp_path: Path):
 def test_images_inside_of_other_files_cannot_be_listed(tmp_path: Path, monkeypatch):
     """Before: a bare AssertionError."""
     clips_world.write_shards(tmp_path / "train")
-    monkeypatch.setitem(FORMATS, "list", Format(("split",), captions="webdataset.read_captions"))
+    monkeypatch.setitem(FORMATS, "list", Format(takes=("split",), captions=FORMATS["webdataset"].captions))
     with pytest.raises(UserError, match=r"0\.tar/000000000\.png: expected a file of the image alone, .* 'format' list"):
         opened(tmp_path, format="list")
 

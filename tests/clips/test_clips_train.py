@@ -338,7 +338,7 @@ def test_a_run_of_a_mixture_resumes_in_the_same_order_only(tmp_path: Path, monke
     for config in configs.values():
         with stopped_at(4):
             train(config)
-    monkeypatch.setattr("clips.data.loader.MIXTURE_ORDER", 3)
+    monkeypatch.setattr("clips.loader.loader.MIXTURE_ORDER", 3)
     for name in ("joined", "alone"):
         train(configs[name])
     with pytest.raises(

@@ -24,8 +24,8 @@ from clips import train as training
 from clips.commandline.signals import STOP_SIGNALS, graceful_shutdown
 from clips.core import run_log
 from clips.core.run_log import RunLog
-from clips.data.loader import iterate_batches
 from clips.errors import UserError
+from clips.loader.loader import iterate_batches
 from clips.method.optimizer import OptimizerConfig, scheduled_lr
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.parallel_model import ModelEma, ParallelModel

@@ -14,8 +14,8 @@ import bridge_world
 import pytest
 
 from clips.core.run_log import RunLog
-from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
+from clips.loader.invalid_samples import InvalidSamples
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.trainer import StageProgress

@@ -22,8 +22,8 @@ from power_cut import failing_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
+from clips.loader.invalid_samples import InvalidSamples
 from llava_bridge import answer, load_llava
 from llava_bridge.training import train as training
 from llava_bridge.training.inputs import resolve_inputs
@@ -316,7 +316,7 @@ def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
 
 def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     """A StageTrainer of three samples without a model, for its own checks."""
-    from clips.data.invalid_samples import InvalidSamples
+    from clips.loader.invalid_samples import InvalidSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
@@ -388,7 +388,7 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monkeypatch):
-    from clips.data.invalid_samples import restored
+    from clips.loader.invalid_samples import restored
     from clips.parallel import distributed
     from llava_bridge.training import checkpoints
 

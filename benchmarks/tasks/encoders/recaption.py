@@ -187,7 +187,8 @@ def _samples(config: RecaptionConfig) -> RecaptionSet:
 
 @functools.lru_cache(maxsize=2)
 def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionSet:
-    from clips.data.sources import InvalidSampleError, open_source
+    from clips.data.images import InvalidSampleError
+    from clips.data.sources import open_source
 
     source = open_source(config)
     digest = hashlib.sha256()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, Format, Location, of_split, whole
+from clips.data.formats.conversations import is_llava
+from clips.data.formats.dataset_format import ALL, SPLIT, WHOLE, Captioned, Dataset, Location, of_split, register, whole
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import FileImage, image_exists
 from clips.data.tar_index import is_clutter
@@ -17,8 +18,7 @@ from clips.errors import UserError
 from clips.safe_text import log_info
 from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
 
-CAPTION_FORMATS: dict[str, Format] = {}
-SPLIT, LANGUAGE = ("split", "image_root"), ("image_root", "language")
+LANGUAGE = ("image_root", "language")
 _PARALLEL_IMAGES = ("filenames.txt", "test_image_names.txt")  # of Flickr30k-200 and XTD200, of XTD10
 _SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
 _FLICKR_LINES = [  # image| number| caption; image| caption; image#number<tab>caption or image,caption
@@ -27,17 +27,6 @@ _FLICKR_LINES = [  # image| number| caption; image| caption; image#number<tab>ca
     re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE),
 ]
 _ODD_LINES = 5  # that may be left out, or 1 % of the lines; Flickr8k has a name of five captions that no image has
-Reader = Callable[[Location], Dataset[Captioned]]
-
-
-def _format(name: str, *, takes: tuple[str, ...] = ("image_root",), **fields: Any) -> Callable[[Reader], Reader]:
-    """Decorator: register a reader of captions; ``fields`` are those of `Format`."""
-
-    def register(read: Reader) -> Reader:
-        CAPTION_FORMATS[name] = Format(takes, captions=read, **fields)
-        return read
-
-    return register
 
 
 def _captioned(root: Path, name: str, captions: Any) -> Captioned:
@@ -45,7 +34,7 @@ def _captioned(root: Path, name: str, captions: Any) -> Captioned:
 
 
 # Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json
-@_format("karpathy", takes=SPLIT, fits=lambda at: isinstance(at.json, dict), is_general=True)
+@register("karpathy", "captions", takes=SPLIT, fits=lambda at: isinstance(at.json, dict), is_general=True)
 @of_split
 def _read_karpathy(location: Location) -> Iterator[tuple[str, Captioned]]:
     # a file, or a directory with only one; the captions are unprocessed (``raw``)
@@ -77,7 +66,7 @@ def _read_karpathy(location: Location) -> Iterator[tuple[str, Captioned]]:
 
 
 # COCO's captions_*.json, and CLIP_benchmark's coco_test_karpathy.json: images and annotations
-@_format("coco", fits=lambda at: "annotations" in at.json_object and "image_paths" not in at.json_object)
+@register("coco", "captions", fits=lambda at: "annotations" in at.json_object and "image_paths" not in at.json_object)
 @whole
 def _read_coco(location: Location) -> Iterator[Captioned]:
     path, root = location.path, location.image_root("images", "val2014", "val2017")
@@ -105,7 +94,7 @@ def _read_coco(location: Location) -> Iterator[Captioned]:
 
 
 # ALBEF's and BLIP's JSON list of {image, caption}: coco_karpathy_test.json
-@_format("list", fits=lambda at: isinstance(at.json, list), is_general=True)
+@register("list", "captions", fits=lambda at: isinstance(at.json, list), is_general=True)
 @whole
 def _read_list(location: Location) -> Iterator[Captioned]:
     root = location.image_root("images")
@@ -114,12 +103,12 @@ def _read_list(location: Location) -> Iterator[Captioned]:
 
 
 # JSON lines of {image, captions}, {image, caption}, {caption, images}, {image, caption, negative}
-@_format(
+@register(
     "jsonl",
+    "captions",
     takes=(*SPLIT, "language"),
     fits=lambda at: at.suffix == ".jsonl",
     is_general=True,
-    pairs="pairs.read_jsonl",
 )
 def _read_jsonl(location: Location) -> Dataset[Captioned]:
     has_splits, root = location.rows_state_split(), location.image_root()
@@ -146,7 +135,7 @@ def _read_row(root: Path, row: Any, where: str) -> Captioned:
 
 
 # lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files
-@_format("flickr", fits=lambda at: at.suffix in {".txt", ".token"} and at.path.is_file())
+@register("flickr", "captions", fits=lambda at: at.suffix in {".txt", ".token"} and at.path.is_file())
 @whole
 def _read_flickr(location: Location) -> Iterator[Captioned]:
     # A file with a header is CSV if all of its rows have two cells, as Kaggle's ``captions.txt`` of Flickr8k, whose
@@ -177,7 +166,7 @@ def _read_flickr(location: Location) -> Iterator[Captioned]:
 
 
 # Urban-1k: directories caption and image, a text file for each image
-@_format("urban1k", fits=lambda at: "caption" in at.names and bool({"image", "images"} & at.names))
+@register("urban1k", "captions", fits=lambda at: "caption" in at.names and bool({"image", "images"} & at.names))
 @whole
 def _read_urban1k(location: Location) -> Iterator[Captioned]:
     # Long-CLIP uses the first line of each image's text file
@@ -188,7 +177,7 @@ def _read_urban1k(location: Location) -> Iterator[Captioned]:
 
 
 # ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images
-@_format("sharegpt4v", takes=SPLIT, fits="conversations.is_llava")
+@register("sharegpt4v", "captions", takes=SPLIT, fits=is_llava)
 def _read_sharegpt4v(location: Location) -> Dataset[Captioned]:
     root, split, num_test = location.image_root("data", "images"), location.spec.split, 1000  # as in Long-CLIP
 
@@ -209,7 +198,7 @@ def _read_sharegpt4v(location: Location) -> Dataset[Captioned]:
 
 
 # DOCCI: docci_descriptions.jsonlines and its images, each with one human description
-@_format("docci", takes=SPLIT, fits=lambda at: at.has_file("docci_descriptions.jsonlines"))
+@register("docci", "captions", takes=SPLIT, fits=lambda at: at.has_file("docci_descriptions.jsonlines"))
 @of_split
 def _read_docci(location: Location) -> Iterator[tuple[str, Captioned]]:
     root, file = location.image_root("images"), location.file("docci_descriptions.jsonlines")
@@ -218,7 +207,7 @@ def _read_docci(location: Location) -> Iterator[tuple[str, Captioned]]:
 
 
 # ImageInWords: data.jsonl and the images of DOCCI or DCI; the human description
-@_format("iiw", fits=lambda at: "IIW" in at.first_row("data.jsonl"))
+@register("iiw", "captions", fits=lambda at: "IIW" in at.first_row("data.jsonl"))
 @whole
 def _read_iiw(location: Location) -> Iterator[Captioned]:
     root, path = location.image_root("images_aar", "images"), location.file("data.jsonl")  # IIW-400's are DOCCI's
@@ -230,7 +219,7 @@ def _read_iiw(location: Location) -> Iterator[Captioned]:
 
 
 # Densely Captioned Images: splits.json, annotations, photos; the short caption and its extension
-@_format("dci", takes=SPLIT, fits=lambda at: {"splits.json", "annotations", "photos"} <= at.names)
+@register("dci", "captions", takes=SPLIT, fits=lambda at: {"splits.json", "annotations", "photos"} <= at.names)
 @of_split
 def _read_dci(location: Location) -> Iterator[tuple[str, Captioned]]:
     # papers use all 7,805 images: ``split: all``
@@ -249,8 +238,9 @@ def _read_dci(location: Location) -> Iterator[tuple[str, Captioned]]:
 
 
 # Crossmodal-3600: captions.jsonl with every language, and images
-@_format(
+@register(
     "xm3600",
+    "captions",
     takes=LANGUAGE,
     fits=lambda at: "image/key" in (row := at.first_row("captions.jsonl")) and "IIW" not in row,
 )
@@ -265,7 +255,7 @@ def _read_xm3600(location: Location) -> Iterator[Captioned]:
 
 
 # Flickr30k-200, XTD200, XTD10 (multilingual COCO): names of images and a file of captions per language
-@_format("parallel", takes=LANGUAGE, fits=lambda at: bool({*_PARALLEL_IMAGES} & at.names))
+@register("parallel", "captions", takes=LANGUAGE, fits=lambda at: bool({*_PARALLEL_IMAGES} & at.names))
 @whole
 def _read_parallel(location: Location) -> Iterator[Captioned]:
     root = location.image_root("images")
@@ -287,7 +277,7 @@ def _read_parallel(location: Location) -> Iterator[Captioned]:
 
 
 # CLIP_benchmark's JSON of one language (flickr30k_200-deu_Latn.json): image_paths and annotations
-@_format("paired", fits=lambda at: "image_paths" in at.json_object)
+@register("paired", "captions", fits=lambda at: "image_paths" in at.json_object)
 @whole
 def _read_paired(location: Location) -> Iterator[Captioned]:
     root = location.image_root("images")  # the paths are absolute on the host that wrote them

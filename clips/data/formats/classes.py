@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
-from clips.data.formats.rows import read_column, rows_of_split
+from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location, register
+from clips.data.formats.rows import is_datasets, read_column, rows_of_split
+from clips.data.formats.webdataset import is_webdataset
 from clips.data.images import is_image_name
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.data.tar_index import is_clutter
@@ -40,6 +41,17 @@ def class_directories(location: Location) -> tuple[Path, list[str]]:
     return directory, _in_order(names)
 
 
+@register(
+    "folders",
+    "classes",
+    takes=("split",),
+    fits=lambda at: (
+        at.path.is_dir()
+        and any(path.is_dir() for path in at.path.iterdir())
+        and not is_webdataset(at)
+        and not is_datasets(at)
+    ),
+)
 def read_folders(location: Location) -> Dataset[Classified]:
     """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
     directory, names = class_directories(location)
@@ -109,6 +121,7 @@ def _imagenet_names(ids: Sequence[str]) -> list[str]:
     return list(IMAGENET_CLASSNAMES)
 
 
+@register("datasets", "classes")
 def read_datasets(location: Location) -> Dataset[Classified]:
     """One column of images and one of classes; a dataset saved without splits counts as ``test``."""
     import datasets

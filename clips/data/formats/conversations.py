@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 
 from clips.core.identity import cache_directory
 from clips.data.formats.conversation_table import convert_or_read
-from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
+from clips.data.formats.dataset_format import IMAGE, SPLIT, Conversation, Dataset, Location, Turn, register
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
@@ -206,6 +206,7 @@ def is_llava(location: Location) -> bool:
     return isinstance(first, dict) and "conversations" in first
 
 
+@register("llava", "conversations", fits=is_llava)
 def read_llava(location: Location) -> Dataset[Conversation]:
     """LLaVA's JSON list: id, image or images (a reference, a list of them, or none), conversations (from, value)."""
     path, root = location.path, location.image_root()
@@ -253,6 +254,7 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 5 == 0
 
 
+@register("cocoqa", "conversations")
 def read_cocoqa(location: Location) -> Dataset[Conversation]:
     """Questions with one-word answers (COCO-QA), all questions about an image in one conversation."""
     path, root = location.file("questions.jsonl"), location.image_root("images")
@@ -313,6 +315,7 @@ class _Layout:
         return images, turns, unread_keys(row, {"id", *columns, *_IMAGE_KEYS, *ROW_KEYS}, messages)
 
 
+@register("conversations", "conversations", takes=SPLIT)
 def read_rows(location: Location) -> Dataset[Conversation]:
     """Rows with messages, conversations or texts (`parse_messages`), and images or image: bytes, paths, or none.
 
@@ -323,6 +326,7 @@ def read_rows(location: Location) -> Dataset[Conversation]:
     return _read_table(location, layout)
 
 
+@register("vqa", "conversations", takes=SPLIT)
 def read_questions(location: Location) -> Dataset[Conversation]:
     """Rows with a question and an answer, or answers; the prompt ends as lmms-eval's for short answers.
 

@@ -23,9 +23,11 @@ from clips.text_files import parse_object, read_json
 ALL = "all"  # as a split: every split of the dataset
 WHOLE = "taken whole"  # the split's name in protocols of datasets without splits
 WHOLE_REQUESTS = {"test", "train", ALL}  # stand for such a dataset: the defaults of benchmarks and training, and all
+SPLIT = ("split", "image_root")  # what most formats with splits take
 IMAGE = "<image>"  # placeholder of an image in the text
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of controls, zero-width characters and blanks
 
+Kind = Literal["captions", "conversations", "classes", "pairs"]
 Record = TypeVar("Record")
 Box = tuple[int, int, int, int]
 
@@ -314,32 +316,53 @@ def of_split(read: Callable[[Location], Iterator[tuple[str, Record]]]) -> Callab
     return dataset
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format. A reader of another module is named as ``module.function``, and imported when it is called.
+    """One format: what `register` gathers from its readers.
 
     Args:
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
-        fits: detects the format of a path; empty if it cannot be detected.
+        fits: detects the format of a path; None if it cannot be detected.
         is_general: whether ``fits`` is true of other formats' data, too: these are detected first.
         captions: reads images with captions.
         conversations: reads conversations about images.
         classes: reads images with one class each.
         pairs: reads images with matching and near-miss captions.
-        source: the class for training, with random access; empty: all captions are listed in memory, and each image
-            is a file.
+        source: the class for training, with random access (`clips.data.formats.source.Source`); None: all captions are
+            listed in memory, and each image is a file.
         web_caption: the default location of its short web caption in training.
         synthetic_caption: the default location of its long synthetic caption, or of several.
     """
 
     takes: tuple[str, ...] = ("image_root",)
-    _: dataclasses.KW_ONLY
-    fits: str | Callable[[Location], bool] = ""
-    captions: str | Callable[[Location], Dataset[Captioned]] = ""
-    conversations: str = ""
-    classes: str = ""
-    pairs: str = ""
-    source: str = ""
+    fits: Callable[[Location], bool] | None = None
+    is_general: bool = False
+    captions: Callable[[Location], Dataset[Captioned]] | None = None
+    conversations: Callable[[Location], Dataset[Conversation]] | None = None
+    classes: Callable[[Location], Dataset[Classified]] | None = None
+    pairs: Callable[[Location], Dataset[Pair]] | None = None
+    source: Callable[[Any], Any] | None = None
     web_caption: str = "random_sentence"
     synthetic_caption: str | tuple[str, ...] = "other_sentences"
-    is_general: bool = False
+
+
+FORMATS: dict[str, Format] = {}
+"""The dataset formats by name; `clips.data.formats` imports the readers, which register themselves."""
+Reader = TypeVar("Reader", bound=Callable[..., Any])
+
+
+def register(name: str, role: Kind | Literal["source"], **fields: Any) -> Callable[[Reader], Reader]:
+    """Decorator of what reads the records of a kind, or of the class of sources, of the format ``name``.
+
+    Args:
+        name: the format. What several readers register for one name adds up.
+        role: the field of `Format` that the reader is.
+        fields: others of its fields.
+    """
+
+    def add(reader: Reader) -> Reader:
+        settings: dict[str, Any] = {role: reader, **fields}
+        FORMATS[name] = dataclasses.replace(FORMATS.get(name, Format()), **settings)
+        return reader
+
+    return add

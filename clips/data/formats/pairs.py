@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair, whole
+from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair, register, whole
 from clips.data.formats.rows import is_datasets, open_rows, utf8_rows
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage, image_exists
 from clips.errors import UserError
@@ -16,6 +16,7 @@ from clips.text_files import read_json, read_json_lines
 _WINOGROUND = ("caption_0", "caption_1")
 
 
+@register("jsonl", "pairs")
 def read_jsonl(location: Location) -> Dataset[Pair]:
     """JSON lines of {image, caption, negative, kind}; ``negative`` is a string or a list."""
     path, has_splits = location.path, location.rows_state_split()
@@ -38,6 +39,7 @@ def read_jsonl(location: Location) -> Dataset[Pair]:
     return Dataset(records=location.rows_of_split(pairs()), split=location.spec.split if has_splits else WHOLE)
 
 
+@register("sugarcrepe", "pairs")
 @whole
 def read_sugarcrepe(location: Location) -> Iterator[Pair]:
     """A JSON file per category: number → {filename, caption, negative_caption}."""
@@ -48,6 +50,8 @@ def read_sugarcrepe(location: Location) -> Iterator[Pair]:
         yield _pair(f"{file.stem}/{number}", file.stem, root, text("filename"), captions)
 
 
+@register("aro_relation", "pairs")  # ARO's VG-Relation
+@register("aro_attribution", "pairs")  # ARO's VG-Attribution
 @whole
 def read_aro(location: Location) -> Iterator[Pair]:
     """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}; crops to the box."""
@@ -71,6 +75,7 @@ def read_aro(location: Location) -> Iterator[Pair]:
         yield Pair(f"{number}/{region.reference}", kind, (region,), captions)
 
 
+@register("valse", "pairs")
 @whole
 def read_valse(location: Location) -> Iterator[Pair]:
     """A JSON file per instrument: name → {image_file, dataset, caption, foil, mturk}.
@@ -94,6 +99,7 @@ def read_valse(location: Location) -> Iterator[Pair]:
         yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
 
 
+@register("winoground", "pairs")
 @whole
 def read_winoground(location: Location) -> Iterator[Pair]:
     """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from clips.core.identity import content_hashes, digest
-from clips.data.formats.dataset_format import ALL, Captioned, Dataset, DatasetSpec, Location, strict_captions
+from clips.data.formats.dataset_format import ALL, Captioned, Dataset, DatasetSpec, Location, register, strict_captions
 from clips.data.formats.rows import (
     SPLIT_COLUMN,
     check_column,
     files_of_splits,
+    is_datasets,
     is_saved,
     one_line_errors,
     rows_of_split,
@@ -29,19 +30,27 @@ from clips.data.formats.rows import (
     table_rows_of_split,
     utf8_rows,
 )
+from clips.data.formats.source import Record, Sample, Source, SourceConfig, choose_captions
+from clips.data.formats.webdataset import is_webdataset
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes, named_path
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.errors import UserError, unknown_name_error
 
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
+_COLUMNS = ("image_column", "caption_columns")
+_NAMES = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}  # as this suite's own data have them
 
 
+@register("table", "source", **_NAMES)
+@register("datasets", "source", **_NAMES)
+@register(  # a table with the columns of CapsFusion-120M
+    "capsfusion", "source", takes=(), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion")
+)
 class TableSource(Source):
     """Rows of tables (CSV, TSV, JSON lines, parquet), or of Hugging Face datasets.
 
@@ -160,6 +169,12 @@ class TableSource(Source):
         return sorted({"/".join(Path(copy["filename"]).parts[-4:-1]) for copy in rows.cache_files})
 
 
+@register(
+    "table",
+    "captions",
+    takes=("split", "image_root", *_COLUMNS),
+    fits=lambda at: at.suffix in {".csv", ".tsv", ".parquet"} and at.path.is_file(),
+)
 def read_table(location: Location) -> Dataset[Captioned]:
     """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
 
@@ -170,6 +185,13 @@ def read_table(location: Location) -> Dataset[Captioned]:
     return Dataset(records=_records(location, rows, location.image_root("images")), split=split)
 
 
+@register(
+    "datasets",
+    "captions",
+    takes=("split", "subset", "image_root", *_COLUMNS),
+    fits=lambda at: is_datasets(at) and not is_webdataset(at),  # img2dataset writes a table next to each shard
+    is_general=True,
+)
 def read_datasets(location: Location) -> Dataset[Captioned]:
     """As `read_table`, for Hugging Face datasets."""
     rows, split = rows_of_split(location)

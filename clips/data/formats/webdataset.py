@@ -30,7 +30,17 @@ from clips.data.formats.conversations import (
     reject_video,
     unread_keys,
 )
-from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location, Turn
+from clips.data.formats.dataset_format import (
+    WHOLE,
+    Captioned,
+    Classified,
+    Conversation,
+    Dataset,
+    Location,
+    Turn,
+    register,
+)
+from clips.data.formats.source import Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import (
@@ -42,7 +52,6 @@ from clips.data.remote_files import (
     read_file,
     sibling,
 )
-from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.tar_index import ShardIndex, Shards, Spans, check_download, index_shard, is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.safe_text import log_info
@@ -143,6 +152,7 @@ def _whole_samples(root: Path, shards: list[Path]) -> Iterator[tuple[Path, str, 
             yield shard, key, files, image
 
 
+@register("webdataset", "captions", takes=("split",), fits=is_webdataset, is_general=True)
 def read_captions(location: Location) -> Dataset[Captioned]:
     """The images that have a caption next to them: ``captions`` in a JSON, or a ``.txt`` with one per line."""
     directory, shards = shards_of_split(location)
@@ -162,6 +172,7 @@ def read_captions(location: Location) -> Dataset[Captioned]:
     return Dataset(records=records(), split=WHOLE if directory == location.path else location.spec.split)
 
 
+@register("webdataset", "classes")
 def read_classes(location: Location) -> Dataset[Classified]:
     """Images with their class index in a ``.cls`` file."""
     directory, shards = shards_of_split(location)
@@ -179,6 +190,7 @@ def read_classes(location: Location) -> Dataset[Classified]:
     return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
 
 
+@register("webdataset", "conversations")
 def read_conversations(location: Location) -> Dataset[Conversation]:
     """``key.json`` has the text, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
     shards = list_shards(location.spec.path)
@@ -209,6 +221,7 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
     return Dataset(records=records())
 
 
+@register("webdataset", "source", web_caption="web_caption", synthetic_caption="synthetic_caption")
 class WebDatasetSource(Source):
     """Tar shards; with a file of their sizes (`SIZES_FILE`), a large or remote shard is opened only when it is needed.
 

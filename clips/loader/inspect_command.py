@@ -21,14 +21,14 @@ from PIL import Image
 from clips.commandline.progress import progress_iter
 from clips.core.durable import atomic_write, write_errors_as_user_errors
 from clips.data.formats.webdataset import SIZES_FILE, list_shards
-from clips.data.images import InvalidImageError, decode_image
-from clips.data.inspection import Example, InspectionConfig, Span, report_inspection
-from clips.data.invalid_samples import InvalidSamples
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
 from clips.data.remote_files import ShardCache, file_name, is_remote
-from clips.data.sampler import evenly
-from clips.data.sources import InvalidSampleError, Source, SourceConfig, open_source
+from clips.data.sources import Source, SourceConfig, open_source
 from clips.data.tar_index import Shards
 from clips.errors import UserError
+from clips.loader.inspection import Example, InspectionConfig, Span, report_inspection
+from clips.loader.invalid_samples import InvalidSamples
+from clips.loader.sampler import evenly
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer, unknown_tokens
 from clips.ranges import NonNegative, NonNegativeFloat

@@ -23,18 +23,19 @@ from clips.commandline.signals import STOP_SIGNALS
 from clips.core.artifact import MANIFEST
 from clips.core.identity import digest
 from clips.core.parent_death import end_stuck_workers
-from clips.data.augment import read_crop
-from clips.data.images import InvalidImageError
-from clips.data.invalid_samples import Invalid
-from clips.data.prefetch import start_prefetching
-from clips.data.sampler import MIXTURE_ORDER, SampleOrder, SamplePosition, evenly, step_positions
-from clips.data.sources import DataConfig, InvalidSampleError, Sample, Source, open_source
+from clips.data.images import InvalidImageError, InvalidSampleError
+from clips.data.sources import Sample, Source, open_source
 from clips.errors import UserError, error_reason
+from clips.loader.augment import read_crop
+from clips.loader.data_config import DataConfig
+from clips.loader.invalid_samples import Invalid
+from clips.loader.prefetch import start_prefetching
+from clips.loader.sampler import MIXTURE_ORDER, SampleOrder, SamplePosition, evenly, step_positions
 
 _READ_AHEAD = 3  # parts of a batch for each worker; without workers batches
 _PART = 64  # samples of a batch that one worker reads: few, so that a batch comes soon and takes little shared memory
 _NEARBY = 256  # positions that are mostly in the same shards
-_REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
+_REPLACEMENT = 3  # random number stream, in addition to those of clips.loader.sampler
 _CHUNK = 32  # samples; more would only take more memory
 _SOME, _SOME_BLOCKS = 256, 4  # samples, and blocks of a source, whose captions are looked at before training
 
@@ -43,7 +44,7 @@ Prepare = Callable[[str, str, np.random.Generator], dict[str, Any]]
 
 
 class TrainDataset(torch.utils.data.Dataset):
-    """Training samples by their position in the endless stream of `clips.data.sampler`.
+    """Training samples by their position in the endless stream of `clips.loader.sampler`.
 
     ``seed`` is that of the order and of each sample's random numbers, ``batch_size`` the number of samples per step of
     all processes. ``prepare`` makes fields of a sample from its captions.

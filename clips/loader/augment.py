@@ -11,7 +11,7 @@ from PIL import Image, ImageStat
 from torch.nn import functional as F  # noqa: N812
 
 from clips.data.images import load_jpeg, load_rgb, read_header, reduction_factor, upright_size
-from clips.data.sources import AugmentConfig
+from clips.loader.data_config import AugmentConfig
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from clips.commandline.signals import STOP_SIGNALS
 from clips.core.parent_death import start_python
 from clips.data.remote_files import unfinished
-from clips.data.sampler import SampleOrder
 from clips.data.sources import Source
+from clips.loader.sampler import SampleOrder
 from clips.safe_text import log_info
 
 _END = b"end\n"
@@ -54,7 +54,7 @@ def start_prefetching(
         for number in range(len(source.blocks))
     ]
     share = (rank / world_size, min(1, (rank + local_size) / world_size))
-    process, stdin = start_python("from clips.data.prefetch import main; main()")
+    process, stdin = start_python("from clips.loader.prefetch import main; main()")
 
     def send(content: bytes) -> None:
         with contextlib.suppress(OSError):  # the process was killed: readers download all shards

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clips.data.invalid_samples import InvalidSamples
-from clips.data.sampler import evenly
 from clips.errors import UserError
+from clips.loader.invalid_samples import InvalidSamples
+from clips.loader.sampler import evenly
 from clips.ranges import NonNegative
 from clips.safe_text import strip_control_chars
 
