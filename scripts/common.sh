@@ -2,6 +2,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
+# Containers often set it: each of the hundreds of processes of tests and demo would compile all its modules again.
+unset PYTHONDONTWRITEBYTECODE
 
 # ensure_venv [dev]: the suite in .venv, with the tools of its developers if asked for. Installs only what is missing
 # since pyproject.toml or constraints.txt changed.

@@ -84,6 +84,7 @@ RULES = (
         swap=(("models/captioner", "runs/mine-llava"),),
         add="--import_modules '[llava_bridge]' --batch_size 4",
     ),
+    Rule(has="clips recaption shards", add="--batch_size 4 --caption_column new_caption"),  # they have re_caption
     Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
     Rule(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import datetime
+import itertools
 import json
 import shutil
 import warnings
@@ -42,6 +43,7 @@ from clips.training.run_dir import (
 from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
+_FILE_BYTES = 256 << 20
 
 
 class Checkpointer:
@@ -135,8 +137,20 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.partial")))  # deletion is not atomic
 
 
+class _Writer(dcp.HuggingFaceStorageWriter):
+    """Several files for each process: torch serializes a file in memory before it writes it."""
+
+    def prepare_global_plan(self, plans: list[dcp.SavePlan]) -> list[dcp.SavePlan]:
+        sizes: dict[str, int] = {}
+        for item in itertools.chain.from_iterable(plan.items for plan in plans):
+            sizes[item.index.fqn] = max(sizes.get(item.index.fqn, 0), item.tensor_storage_size() or 0)
+        starts = itertools.accumulate(sizes.values(), initial=0)
+        self.fqn_to_index_mapping = {name: 1 + start // _FILE_BYTES for name, start in zip(sizes, starts, strict=False)}
+        return super().prepare_global_plan(plans)
+
+
 def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _Writer(str(folder), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
     except dcp.CheckpointException as error:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from power_cut import Disk, contents, failing_disk
+from safetensors.torch import load_file
 
 from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.errors import UserError
@@ -106,6 +107,17 @@ def test_the_latest_are_kept(tmp_path: Path):
     assert read_run_config(kept[-1])["output"] == str(tmp_path)
     remove_checkpoints(tmp_path)
     assert list_checkpoints(tmp_path) == []
+
+
+def test_a_process_writes_several_files_which_are_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpointing, "_FILE_BYTES", 40)  # of 52 bytes
+    checkpoint = save(tmp_path, 3)
+    files = sorted(checkpoint.glob("*.safetensors"))
+    assert [load_file(file).keys() for file in files] == [{"model.0.weight"}, {"optimizer.step"}]
+    assert_holds(checkpoint, 3)
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name}: missing"):
+        verify_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path: Path):

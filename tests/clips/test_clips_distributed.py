@@ -25,6 +25,7 @@ from clips.train import train as train_counting_flops
 from clips.training.run_dir import list_checkpoints
 from clips.training.train_config import DistributedConfig
 
+pytestmark = pytest.mark.timeout(1800)  # the trainings of ``two`` take 10 minutes beside other tests
 FSDP: dict[str, Any] = {"distributed": {"strategy": "fsdp"}}
 FIELDS: dict[str, Any] = {
     "optimizer": {"max_grad_norm": 5.0},
