@@ -32,6 +32,7 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 MAX_GRAD_NORM = 1.0
 """LLaVA's, and transformers' default."""
 _DEEPSPEED_CONFIGS = Path(__file__).parent / "deepspeed_configs"
+_BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 
@@ -44,16 +45,25 @@ class DeepSpeedFile:
         name: a shipped one, or a file.
         field: the config's field that names it.
         settings: its content.
+        is_shipped: whether it is a part of this suite.
     """
 
     name: str
     field: str
     settings: Mapping[str, Any]
+    is_shipped: bool
 
     @property
-    def is_shipped(self) -> bool:
-        """Whether it is a part of this suite."""
-        return (_DEEPSPEED_CONFIGS / f"{self.name}.json").is_file()
+    def ignored(self) -> list[str]:
+        """Its parts in whose place the stage has settings."""
+        return [part for part in ("optimizer", "scheduler") if self.settings.get(part)]
+
+    @property
+    def for_trainer(self) -> dict[str, Any]:
+        """The settings for HF's Trainer, which fills in "auto": else DeepSpeed would not clip and use float32."""
+        automatic = dict.fromkeys((*_BATCHES, "gradient_clipping"), "auto")
+        stated = {key: value for key, value in self.settings.items() if key not in self.ignored}
+        return {**automatic, **stated, "bf16": {"enabled": "auto", **stated.get("bf16", {})}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,7 @@ class Inputs:
 
     Args:
         config: its config.
+        processes: its training processes: those that the config states, or a launcher's, or one for each visible GPU.
         models: encoder, llm, llava → their files.
         data: stage → its sources with their hashes.
         deepspeed: stage → its DeepSpeed JSON.
@@ -69,6 +80,7 @@ class Inputs:
     """
 
     config: LlavaTrainConfig
+    processes: int
     models: Mapping[str, ModelFiles]
     data: Mapping[str, Sequence[Mapping[str, Any]]]
     deepspeed: Mapping[str, DeepSpeedFile]
@@ -103,7 +115,8 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
         models["llm"] = ModelFiles.of(config.llm, resolve_llm_dir(config.llm))
     if config.encoder:
         models["encoder"] = resolve_encoder(config.encoder)
-    deepspeed: dict[str, DeepSpeedFile] = {name: resolve_deepspeed(config, name) for name in config.stages}
+    processes = resolve_processes(config)
+    deepspeed: dict[str, DeepSpeedFile] = {name: resolve_deepspeed(config, name, processes) for name in config.stages}
     sources = [(f"{name}.data", source) for name in config.stages for source in config.stage(name).data]
     for field, source in [*sources, *((field, source) for field, _, source in config.validation.sources())]:
         try:
@@ -127,13 +140,18 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
         if not file.is_shipped:  # which is part of the code
             contents[f"{name}.deepspeed"] = digest(file.settings)
     run = identity("llava-bridge train", config, contents)
-    return Inputs(config=config, models=models, data=data, deepspeed=deepspeed, identity=run)
+    return Inputs(config=config, processes=processes, models=models, data=data, deepspeed=deepspeed, identity=run)
 
 
-# ---------------------------------------------------------------- DeepSpeed's settings
+# ---------------------------------------------------------------- processes, and DeepSpeed's settings
 
 
-def resolve_deepspeed(config: LlavaTrainConfig, name: str) -> DeepSpeedFile:
+def resolve_processes(config: LlavaTrainConfig) -> int:
+    """The number of training processes."""
+    return config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
+
+
+def resolve_deepspeed(config: LlavaTrainConfig, name: str, processes: int) -> DeepSpeedFile:
     """The DeepSpeed JSON of a stage, which may state no other sizes or precision than the stage itself."""
     stage = config.stage(name)
     field = f"{name}.deepspeed" if stage.deepspeed else "distributed.deepspeed"
@@ -141,14 +159,8 @@ def resolve_deepspeed(config: LlavaTrainConfig, name: str) -> DeepSpeedFile:
     stated, where = file.settings, f"{field}: {file.name}"
     if not file.is_shipped:  # which needs no check, and not the seconds of DeepSpeed's import
         _check_zero_settings(stated["zero_optimization"], where)
-    processes = config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
-    micro = stage.micro_batch_size or max(1, stage.global_batch_size // processes)
-    expected: dict[str, Any] = {
-        "train_batch_size": stage.global_batch_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": stage.global_batch_size // (micro * processes),
-        "gradient_clipping": MAX_GRAD_NORM,
-    }
+    batches = zip(_BATCHES, (stage.global_batch_size, *stage.micro_batches(processes)), strict=True)
+    expected: dict[str, Any] = {**dict(batches), "gradient_clipping": MAX_GRAD_NORM}
     for key, value in expected.items():
         if stated.get(key, "auto") not in ("auto", value):
             raise UserError(f'{where}: {key}: expected "auto" or {value}, as in {name}, got {stated[key]}')
@@ -220,7 +232,7 @@ def read_deepspeed_file(name: str, field: str) -> DeepSpeedFile:
     for part, default in (("zero_optimization", None), ("bf16", {}), ("fp16", {})):
         if not isinstance(settings.get(part, default), dict):
             raise UserError(f"{field}: {path}: {part}: expected an object, got {json.dumps(settings.get(part))}")
-    return DeepSpeedFile(name=name, field=field, settings=settings)
+    return DeepSpeedFile(name=name, field=field, settings=settings, is_shipped=path == shipped)
 
 
 # ---------------------------------------------------------------- contents of data

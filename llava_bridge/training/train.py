@@ -51,17 +51,14 @@ def run_train(config: LlavaTrainConfig) -> None:
             if is_main_process():
                 remove_leftover(inputs)
             return
-        if launched is not None:
-            config = config.with_processes(launched)
-        else:
-            gpus, stated = len(visible_gpus()), config.distributed.num_processes
-            if stated is not None and 0 < gpus < stated:
-                raise UserError(
-                    f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {stated}"
-                )
-            if stated is None and gpus > 1:
-                log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
-                config = config.with_processes(gpus)
+        processes, gpus = inputs.processes, len(visible_gpus())
+        if launched is None and 0 < gpus < processes:
+            raise UserError(
+                f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {processes}"
+            )
+        if launched is None and config.distributed.num_processes is None and gpus > 1:
+            log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
+        config = config.with_processes(launched or processes)
         inputs = dataclasses.replace(inputs, config=config)
         config_file = inputs.work / TRAIN_CONFIG
         with contextlib.ExitStack() as stack:
@@ -71,7 +68,7 @@ def run_train(config: LlavaTrainConfig) -> None:
                 atomic_write(config_file, to_yaml(config))
             stop = stack.enter_context(graceful_shutdown())
             if launched is None:  # the other processes read their config from the file
-                stack.enter_context(start_ranks(config.distributed.num_processes or 1, config_file))
+                stack.enter_context(start_ranks(processes, config_file))
             run_stages(inputs, stop)
         log_rank0(f"wrote {config.output}; next: `llava-bridge chat {config.output} --image FILE`")
 

@@ -145,6 +145,11 @@ class StageConfig:
         """Optimizer steps over this number of samples; a step may have samples of two epochs."""
         return self.max_steps or max(1, math.ceil(self.num_epochs * samples / self.global_batch_size))
 
+    def micro_batches(self, processes: int) -> tuple[int, int]:
+        """The samples of a process in a forward pass, and the number of these passes in a step."""
+        size = self.micro_batch_size or max(1, self.global_batch_size // processes)
+        return size, self.global_batch_size // (size * processes)
+
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on this number of processes."""
         if not self.data:
@@ -159,8 +164,8 @@ class StageConfig:
         for part, field in RATE_FIELDS.items():
             if getattr(self, field) is not None and part not in trained:
                 raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")
-        micro = self.micro_batch_size or self.global_batch_size / processes
-        if self.global_batch_size % (processes * micro) or micro != int(micro):
+        size, count = self.micro_batches(processes)
+        if size * count * processes != self.global_batch_size:
             raise UserError(
                 f"{name}.global_batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
                 f"got {self.global_batch_size}"
@@ -291,7 +296,7 @@ class LlavaTrainConfig(AssemblyConfig):
                 raise UserError(f"align.{field}: expected null without the stage instruct")
 
     def with_processes(self, processes: int) -> LlavaTrainConfig:
-        """The same run on the processes of a launcher.
+        """The same run on a known number of processes.
 
         Raises:
             UserError: ``distributed.num_processes`` is another number, or does not divide the batches.

@@ -6,7 +6,6 @@ import atexit
 import functools
 import hashlib
 import math
-import os
 import signal
 import time
 import traceback
@@ -190,23 +189,18 @@ def training_arguments(
 
     ``universal``: it resumes from a checkpoint in DeepSpeed's universal form.
     """
-    config, processes = inputs.config, int(os.environ["WORLD_SIZE"])
-    stage, file = config.stage(name), inputs.deepspeed[name]
-    deepspeed = dict(file.settings)
-    if ignored := [part for part in ("optimizer", "scheduler") if deepspeed.pop(part, None)]:
-        log_rank0(f"{name}: {file.name}: {' and '.join(ignored)} ignored, since the stage has settings for them")
-    # Without these fields DeepSpeed would not clip, and compute in float32.
-    batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    deepspeed = {**dict.fromkeys([*batches, "gradient_clipping"], "auto"), **deepspeed}
-    deepspeed["bf16"] = {"enabled": "auto", **deepspeed.get("bf16", {})}
+    config, stage, file = inputs.config, inputs.config.stage(name), inputs.deepspeed[name]
+    if file.ignored:
+        log_rank0(f"{name}: {file.name}: {' and '.join(file.ignored)} ignored, since the stage has settings for them")
+    deepspeed = file.for_trainer
     if universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
-    micro = stage.micro_batch_size or stage.global_batch_size // processes
+    micro_batch_size, accumulation_steps = stage.micro_batches(inputs.processes)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=accumulation_steps,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler_type,
         optim=stage.optim or TrainingArguments.default_optim,

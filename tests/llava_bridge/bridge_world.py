@@ -291,11 +291,12 @@ class Parts(NamedTuple):
 def inputs_of(config: LlavaTrainConfig) -> Inputs:
     """Those of a config whose models and data are not read."""
     from clips.core.identity import identity
-    from llava_bridge.training.inputs import Inputs, resolve_deepspeed
+    from llava_bridge.training.inputs import Inputs, resolve_deepspeed, resolve_processes
 
-    deepspeed: Any = {name: resolve_deepspeed(config, name) for name in config.stages}
+    processes = resolve_processes(config)
+    deepspeed: Any = {name: resolve_deepspeed(config, name, processes) for name in config.stages}
     run = identity("llava-bridge train", config)
-    return Inputs(config=config, models={}, data={}, deepspeed=deepspeed, identity=run)
+    return Inputs(config=config, processes=processes, models={}, data={}, deepspeed=deepspeed, identity=run)
 
 
 def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:
