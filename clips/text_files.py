@@ -285,7 +285,7 @@ def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[s
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a file of UTF-8, or UTF-16 with its mark.
+    """The lines of a file of UTF-8, or UTF-16 with its mark; the last one is empty if the file ends with a line break.
 
     Raises:
         UserError: it is missing or neither.

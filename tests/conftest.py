@@ -29,6 +29,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # it imports all test files, and timm would import wandb with them, for 7 s
+    from clips.lazy_import import without_wandb
+
+    with without_wandb():
+        import timm  # noqa: F401
+
+
 # Forked DataLoader workers inherit the handler; see `pytest_pyfunc_call`.
 faulthandler.register(signal.SIGUSR2, file=2)
 

@@ -113,6 +113,7 @@ def test_the_metrics_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path: P
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_a_llava_is_on_the_disk_before_its_checkpoints_and_stages_are_deleted(tmp_path: Path, bridge_parts):
     (tmp_path / "disk").mkdir()
     path = bridge_world.instruct_file(

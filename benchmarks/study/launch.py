@@ -12,6 +12,7 @@ are the scores of an evaluation. The order of summation differs, so that last di
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import os
@@ -118,17 +119,23 @@ def script_modules(words: tuple[str, ...]) -> dict[str, str]:
     scripts = [Path(words[1])] if words[0] == PYTHON_SCRIPT else []
     while scripts:
         try:
-            nodes = [*ast.walk(ast.parse(scripts.pop().read_bytes()))]
+            imported = _imported_names(scripts.pop().read_bytes())
         except (OSError, SyntaxError, ValueError):  # what the script says about it is in its step's log
             continue
-        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-        for name in sorted(names - found.keys()):
+        for name in sorted(imported - found.keys()):
             module = Path(words[1]).with_name(f"{name}.py")
             if module.is_file():
                 found[name] = hashlib.sha256(module.read_bytes()).hexdigest()
                 scripts.append(module)
     return found
+
+
+@functools.cache  # a study asks for each step that runs the script
+def _imported_names(code: bytes) -> frozenset[str]:
+    nodes = [*ast.walk(ast.parse(code))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return frozenset(names)
 
 
 def command_settings(words: tuple[str, ...], config: Any) -> Any:

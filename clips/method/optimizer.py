@@ -23,7 +23,8 @@ SCHEDULES: Mapping[ScheduleName, Callable[[float, float], float]] = {
 }
 """Name → ratio of the peak learning rate, from the progress after the warm-up (0 to 1) and the part of it with decay.
 
-As in open_clip (``cosine``, ``const``, ``const-cooldown``) and transformers (also ``linear``).
+As in open_clip (``cosine``, ``const``, ``const-cooldown``) and transformers (also ``linear``). One that depends on the
+warm-up, as transformers' ``inverse_sqrt``, needs another argument from `scheduled_lr`.
 """
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields that exclude each other → the first one's value if neither is set."""

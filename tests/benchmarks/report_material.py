@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -22,6 +23,7 @@ KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")
 SKILLS = {"untrained": 0.05, "clip": 0.45, "clips": 0.62}
 
 
+@functools.cache
 def draw_image(number: int) -> bytes:
     """A small image with a disc, as JPEG."""
     image = Image.new("RGB", (96, 96), ((number * 37) % 200 + 40, (number * 71) % 200 + 40, 180))

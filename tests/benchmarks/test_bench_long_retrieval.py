@@ -93,6 +93,7 @@ def _padded_with_the_end_token() -> tuple[object, Callable[[str], int], int]:
     return tokenize, lambda text: len(text) + 1, 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [_open_clips, _clips, _padded_with_the_end_token])
 @pytest.mark.parametrize("separator", [" ", ""])
 def test_captions_are_truncated_as_their_number_of_tokens_says(world, separator):

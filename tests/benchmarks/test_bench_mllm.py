@@ -382,6 +382,7 @@ def test_a_signal_right_after_the_cache_is_made_leaves_nothing(places, tmp_path,
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_run_that_a_scheduler_stops_removes_its_cache(places, tmp_path):
     """`datasets` copies a benchmark into a temporary directory, which is as large as the benchmark."""
     config = tmp_path / "run.yaml"

@@ -51,6 +51,7 @@ def write_hub_dataset(folder: Path, splits: dict[str, dict[str, list[Any]]]) -> 
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mteb_gives_a_directory_the_scores_of_its_own_model(
     encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

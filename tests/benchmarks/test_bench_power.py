@@ -98,6 +98,7 @@ def test_a_pretrained_model_has_no_noise_of_training(models):
     assert math.isnan(variance_components([(once, once)], TrainingNoise()).training)
 
 
+@pytest.mark.slow
 def test_the_recommended_number_of_seeds_has_the_stated_power():
     simulation = load_script("check_statistics.py")
     world = simulation.World(images=300, models=3, seeds=3, training=1.0)

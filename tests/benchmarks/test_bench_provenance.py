@@ -57,6 +57,7 @@ def words(name: str, data: Path, *more: str) -> tuple[str, ...]:
     return ("run", "encoder", name, "--benchmarks", f"[{{name: retrieval, data: {data}}}]", *more)
 
 
+@pytest.mark.slow
 def test_during_training_its_latest_checkpoint_is_taken(made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     latest = list_checkpoints(made / "small")[-1]

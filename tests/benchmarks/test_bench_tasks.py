@@ -227,6 +227,7 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
         world.measure(tmp_path / "x", benchmark, lmms=LmmsModel(model="llava_hff"))
 
 
+@pytest.mark.slow
 def test_an_answer_is_as_long_as_that_of_lmms_evals_own_model(llava, tmp_path, monkeypatch):
     """Its own LLaVAs do not stop at the default stop string, an empty line, and generate up to 1,024 tokens."""
     from transformers import AutoTokenizer

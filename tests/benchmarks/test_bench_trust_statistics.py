@@ -52,6 +52,7 @@ def test_intervals_cover_the_truth_and_equal_models_rarely_differ(simulation, ki
     assert found.alarms <= 0.09
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_among_trained_ones_is_not_called_different(simulation):
     """Its number, copied to each seed, had no spread: a t test over seeds said p = 0 of one item of 120."""
     world = simulation.World(images=120, models=3, pretrained=1, seeds=3, training=1.0, tests=4)
@@ -65,6 +66,7 @@ def test_a_pretrained_model_among_trained_ones_is_not_called_different(simulatio
     assert found.low < 0 < found.high
 
 
+@pytest.mark.slow
 def test_models_that_differ_lastingly_on_some_images_are_not_called_different(simulation):
     """Seeds agree on what a model answers in its own way, so that the spread over seeds leaves that out."""
     world = simulation.World(images=200, models=2, seeds=5, lasting=0.3, per_training=0.02, tests=1)
@@ -248,6 +250,7 @@ def test_images_and_seeds_find_many_times_what_t_tests_over_seeds_find(simulatio
     assert mine > 4 * students
 
 
+@pytest.mark.slow
 def test_one_model_with_uneven_seeds_raises_no_false_alarms(simulation):
     """Tested with the mean variance of all models, 12 to 16 tables of 100 had one (of two models 8 to 9)."""
     for models, unequal, trials in ((6, 5.0, 150), (2, -5.0, 200)):
@@ -255,6 +258,7 @@ def test_one_model_with_uneven_seeds_raises_no_false_alarms(simulation):
         assert simulation.simulate(world, trials).alarms <= 0.09
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("models", "seeds", "few"), [(2, 6, 3), (6, 3, 0)])
 def test_a_model_whose_seeds_vary_more_stands_alone(simulation, models, seeds, few):
     """With half a pool of which the others have most, 8 to 11 of 100 tests of equal models had a false positive."""
@@ -328,6 +332,7 @@ def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
     assert found.method == "wilson"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_rank", [False, True])
 def test_intervals_of_questions_on_few_images_cover_the_truth(simulation, by_rank):
     """Of images with 1 / rank questions 91.6 % did: the variance is that of the few with most questions."""

@@ -194,6 +194,7 @@ def test_a_benchmark_that_is_all_right_is_not_certain(tmp_path):
     assert p_value < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("items", "right"), [(5, 0.8), (5, 0.5), (10, 0.9), (20, 0.95)])
 def test_averages_with_a_small_benchmark_cover_the_truth(items, right):
     """Of 5 or 10 items 68 % of them did, of 20 items 88 %."""

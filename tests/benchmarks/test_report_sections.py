@@ -335,6 +335,7 @@ def test_a_figure_of_the_page_takes_its_colors_and_escapes_all_text():
     ElementTree.fromstring(svg)
 
 
+@pytest.mark.slow
 def test_a_figure_as_a_file_is_complete_in_itself(tmp_path, monkeypatch):
     svg = render_svg(FIGURE)
     root = ElementTree.fromstring(svg)

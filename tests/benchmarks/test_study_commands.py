@@ -186,6 +186,7 @@ def test_the_runner_is_light():
     )
 
 
+@pytest.mark.slow
 def test_a_runner_that_waited_runs_the_study_as_it_is_then_and_records_the_file_as_it_ran(tmp_path, monkeypatch):
     config = dataclasses.replace(write_study(tmp_path), wait_for_lock=True)
     held, run_steps, text = commands.locked, commands.run_steps, ""

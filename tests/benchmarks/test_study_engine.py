@@ -54,6 +54,7 @@ print(os.environ["CUDA_VISIBLE_DEVICES"] or "none", len(held), flush=True)
 """What a step sees, and how many locks of GPUs it holds: also if its job is killed, until it has ended itself."""
 
 
+@pytest.mark.slow
 def test_steps_see_gpus_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     script = tmp_path / "sees.py"
@@ -77,6 +78,7 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path, monkeypatch):
         run(tmp_path, [make(tmp_path, "data")])
 
 
+@pytest.mark.slow
 def test_the_profile_of_kubernetes_is_one_that_snakemake_reads(tmp_path, monkeypatch):
     pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra 'kubernetes' is not installed")
     profile = Path(__file__).parents[2] / "scripts" / "kubernetes" / "profile"
@@ -124,6 +126,7 @@ def test_an_interrupted_runner_leaves_no_process_and_resumes(tmp_path, name):
     assert visits(tmp_path, "long") == 2  # the second visit found the first one's work
 
 
+@pytest.mark.slow
 def test_a_killed_job_fails_its_command_ends_and_the_next_run_resumes(tmp_path):
     process = start_runner(tmp_path, LONG, tmp_path / "made/long/visits.txt")
     job = next(each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == ["long"])

@@ -94,6 +94,7 @@ def test_outputs_on_another_file_system_are_moved_and_moves_of_one_second_do_not
     assert len([path for path in tmp_path.glob("trash/*/made/link") if path.is_symlink()]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("other_file_system")
 @pytest.mark.parametrize("killed", ["copytree", "rmtree"])
 def test_a_kill_leaves_no_part_of_an_output_under_its_name(killed, tmp_path, finished_study, monkeypatch):
@@ -378,6 +379,7 @@ study_engine.run_study(commands.StudyConfig(study={study!r}, check=False, yes=Tr
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "after"),
     [
@@ -433,6 +435,7 @@ def test_chosen_steps_run_again_with_what_depends_on_them(chosen, tmp_path, fini
         RerunConfig(study="study.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

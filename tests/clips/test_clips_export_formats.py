@@ -74,6 +74,7 @@ def assert_same(encoder: Any, theirs: Any) -> None:
         torch.testing.assert_close(encoder.model.get_logits(pixels, tokens)[0], logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_timm_loads_the_trunk_of_an_encoder_directory(encoders: Path):
     import open_clip
     import timm
@@ -86,7 +87,7 @@ def test_timm_loads_the_trunk_of_an_encoder_directory(encoders: Path):
         assert_close(model.visual.head(trunk(pixels)), model.encode_image(pixels))
 
 
-@pytest.mark.parametrize("name", ["clip", "quick"])
+@pytest.mark.parametrize("name", ["clip", pytest.param("quick", marks=pytest.mark.slow)])
 def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
     from transformers import AutoTokenizer, CLIPModel
 
@@ -167,6 +168,7 @@ def test_exported_tokenizers_clean_texts_as_the_encoder(encoders: Path, tmp_path
     assert all(f"`{text}`" in card for text in named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cleaning", ["whitespace", "lower", "canonicalize"])
 def test_cleaning_in_a_tokenizers_file_equals_open_clips(cleaning: str):
     """Each assigned character within a word and alone; C2 and C3 begin encodings that ftfy repairs."""
@@ -225,6 +227,7 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_for_transformers(encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, model = clips_world.write_shards(tmp_path / "train"), {"architecture": str(encoders / "clip")}
     run = trained(data, tmp_path / "run", max_steps=2, save_steps=1, keep_checkpoints_after_training=True, model=model)

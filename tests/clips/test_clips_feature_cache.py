@@ -100,6 +100,7 @@ def test_a_cpu_computes_large_batches_in_parts_in_their_order(cache, computed, m
     assert computed == [5]
 
 
+@pytest.mark.slow
 def test_a_training_with_cached_outputs_equals_one_without(cache, tmp_path):
     """Its losses and its validation, which averages weights."""
     data = tmp_path / "data"
@@ -196,6 +197,7 @@ def test_frozen_layers_of_other_families_are_cached(cache, computed, architectur
     assert computed == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["clips-efficientnet", "clips-tinyvit"])
 @pytest.mark.parametrize("unlocked", [0, 1])
 def test_flops_of_a_training_are_those_of_the_layers_that_compute_in_each_step(cache, tmp_path, unlocked, architecture):

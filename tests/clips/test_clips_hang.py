@@ -51,6 +51,7 @@ def test_a_process_that_hangs_ends_the_training_with_a_line_of_the_one_that_wait
     assert list_checkpoints(output)[-1].name in ("step-00000002", "step-00000003")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
 def test_processes_end_with_a_launcher_that_is_killed(data: Path, tmp_path: Path):
     """Else they wait for each other, or train on, and the same command is refused while they hold the run's lock."""

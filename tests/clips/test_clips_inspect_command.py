@@ -203,6 +203,7 @@ def test_a_source_without_usable_samples_is_rejected(tmp_path: Path, capsys: pyt
     assert "2 × missing image" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path):
     """As in ``clips data inspect … | head -1``; rich's console exits with 1 by itself."""
     data, (reader, writer) = clips_world.write_shards(tmp_path), os.pipe()

@@ -61,6 +61,7 @@ def test_the_layers_of_stages_are_checkpointed_one_by_one():
     assert not any("forward" in module.__dict__ for module in stages.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str):
     for again in (False, True):

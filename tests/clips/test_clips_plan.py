@@ -41,6 +41,7 @@ def real_batch(model: Any, samples: int) -> dict[str, torch.Tensor]:
     return {**batch, "image": torch.randn(samples, 3, model.image_size, model.image_size)}
 
 
+@pytest.mark.slow
 def test_a_traced_step_holds_what_a_real_one_holds(monkeypatch):
     monkeypatch.setattr(losses, "chunk_rows", losses.gpu_chunk_rows)
     model = build_model(MODEL, RECIPE, seed=0)
@@ -58,6 +59,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(monkeypatch):
     assert all(value.grad is None for value in fake.parameters())
 
 
+@pytest.mark.slow
 def test_bf16_and_checkpoints_hold_less():
     layers = dataclasses.replace(RECIPE.captioner, num_layers=4)
     fake = fake_model(MODEL, dataclasses.replace(RECIPE, captioner=layers))
@@ -103,6 +105,7 @@ def test_flops_of_the_contrast(name: str):
     assert counter.get_total_flops() / 6 == contrastive_flops(model, 6) * 64 / model.model_cfg["embed_dim"] > 0
 
 
+@pytest.mark.slow
 def test_flops_of_convolutions_in_groups():
     fake = fake_model(ModelConfig(architecture="timm:convnext_atto", image_size=64), RecipeConfig(name="clip"))
     trunk = fake.clip.visual.trunk
@@ -114,6 +117,7 @@ def test_flops_of_convolutions_in_groups():
     assert 2.8 * forward.get_total_flops() < both.get_total_flops() <= 3 * forward.get_total_flops()
 
 
+@pytest.mark.slow
 def test_mfu_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = clips_world.train_config(tmp_path, tmp_path / "run", model=SMALL)
     batch = full_batch(fake_model(config.model, config.recipe), 4)
@@ -170,6 +174,7 @@ def planned(folder: Path, count: int = 8, **fields: Any) -> StagePlan:
     return plan_stage(TrainPlanConfig(train_config="", num_gpus=count), training)
 
 
+@pytest.mark.slow
 def test_a_plan_of_one_stage(tmp_path: Path):
     plan = planned(tmp_path)
     model = fake_model(read_config(tmp_path / "train.yaml").model, read_config(tmp_path / "train.yaml").recipe)
@@ -186,6 +191,7 @@ def test_a_plan_of_one_stage(tmp_path: Path):
     assert frozen.memory["optimizer state"] < plan.memory["optimizer state"]
 
 
+@pytest.mark.slow
 def test_shards_are_divided_by_their_group(tmp_path: Path):
     whole = planned(tmp_path)
     for group in (None, 2):
@@ -239,6 +245,7 @@ def test_the_command_prints_every_stage(tmp_path: Path, capsys: pytest.CaptureFi
     assert "at an MFU of 30%" in shown
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write_config(
         tmp_path,

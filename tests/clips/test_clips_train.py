@@ -111,6 +111,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert last[name] == pytest.approx(each[5][name]), name
 
 
+@pytest.mark.slow
 def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
     words = "A red square. It lies on a table beside a dog, two cups and a very large green bottle."
     samples = {f"{index}": clips_world.sample(index) for index in range(12)}
@@ -367,6 +368,7 @@ def test_it_learns(tmp_path: Path):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     config = clips_world.train_config(data, output, save_steps=1)

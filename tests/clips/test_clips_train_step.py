@@ -142,6 +142,7 @@ def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
     torch.testing.assert_close(export_model(run).clip.text_projection, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_metrics_go_to_weights_and_biases_and_tensorboard_too(data, tmp_path, monkeypatch):
     pytest.importorskip("wandb")

@@ -319,7 +319,7 @@ def assert_computed_without_this_package(directory: Path, tower: str, inputs: An
     torch.testing.assert_close(torch.load(found), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("aspect", ["squash", "anyres"])
+@pytest.mark.parametrize("aspect", ["squash", pytest.param("anyres", marks=pytest.mark.slow)])
 def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
     """One as OpenAI's becomes transformers' own, in a LLaVA and in an original one."""
     tower = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.OPENAI_VIT)
@@ -341,6 +341,7 @@ def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: 
         assert (stated["hidden_act"], stated["num_hidden_layers"]) == ("quick_gelu", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ["squash", "anyres"])
 def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
     parts = {"llm": str(bridge_llm), "encoder": f"timm:{exchange_world.register_small_siglip_tower()}@random"}

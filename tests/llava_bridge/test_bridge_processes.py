@@ -48,6 +48,7 @@ def complaints(process: subprocess.Popen[str]) -> list[str]:
     return [line for line in printed if not line.startswith(("instruct: ", "resuming the unfinished"))]
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_process(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
     with two_train(tmp_path, bridge_parts) as process:
         process.kill()
@@ -82,6 +83,7 @@ def test_the_timeout_of_collectives_ends_a_process_that_hangs(tmp_path: Path, br
     assert "Timed out waiting 60000ms" in complaints(process)[-1]
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_one_line_and_status_2(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
     distributed = DistributedConfig(num_processes=2)
     path = bridge_world.instruct_file(

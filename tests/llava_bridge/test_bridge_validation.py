@@ -91,6 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Any) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_training_is_the_same_with_and_without_validation(runs: Path) -> None:
     bridge_world.assert_same_training(runs / "with", runs / "without", 0)
     assert list(validations(runs / "with")) == [20, 40, 50]

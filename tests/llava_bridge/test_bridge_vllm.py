@@ -66,6 +66,7 @@ def pooling_llava(encoder: Path, llm: Path) -> tuple[Any, Any]:
     return build_llava(LlavaParts(encoder=str(encoder), llm=str(llm), projector=POOL))
 
 
+@pytest.mark.slow
 def test_automodel_builds_what_the_plugin_of_vllm_registers(bridge_encoder, bridge_llm, tmp_path):
     """vLLM's transformers backend calls ``AutoModel.from_config`` after its plugins, and loads the file into it.
 

@@ -86,6 +86,7 @@ def test_gradients_are_clipped_as_by_torch() -> None:
             torch.testing.assert_close(weight.grad, copy.grad)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     script = Path(str(train_llm.__file__))
     words = ["--output", str(tmp_path / "out"), "--data", "[{path: none.json}]"]

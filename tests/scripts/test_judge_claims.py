@@ -334,6 +334,7 @@ def test_claims_are_about_what_the_studies_train(study):
         assert sum(claim.weights.values()) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_the_page_states_what_the_script_computes(capsys, monkeypatch):
     docs = STUDIES.parents[1] / "docs"
     monkeypatch.setattr("sys.argv", ["judge_claims.py", str(docs / "scores")])

@@ -138,6 +138,7 @@ def test_the_dependencies_have_licenses_that_the_project_may_use():
     assert "transformers" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "flagged"),
     [

@@ -254,7 +254,7 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 5 == 0
 
 
-@register("cocoqa", "conversations")
+@register("cocoqa", "conversations", takes=SPLIT)  # its JSON lines of image, question, answer
 def read_cocoqa(location: Location) -> Dataset[Conversation]:
     """Questions with one-word answers (COCO-QA), all questions about an image in one conversation."""
     path, root = location.file("questions.jsonl"), location.image_root("images")

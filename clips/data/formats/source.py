@@ -47,12 +47,13 @@ class SourceConfig:
             one of image, jpg, png, image_path, file_name, path, url, image_url.
         web_caption: location of the short web caption. webdataset: a key of the sample's JSON, or ".txt" for the text
             of that file. tables, datasets: a column. From several captions, one is sampled each time.
-            karpathy, coco: "random_sentence" (another human sentence each epoch) or "first_sentence". auto means
-            random_sentence for these two, laion_2b for capsfusion, and web_caption for the others.
+            Formats that list captions (karpathy, coco and others): "random_sentence" (another sentence each epoch)
+            or "first_sentence". auto means random_sentence for these, laion_2b for capsfusion, and web_caption for
+            webdataset, tables and datasets.
         synthetic_caption: location of the long synthetic caption, as for ``web_caption``; from a list of locations, one
-            caption is sampled each time; null if there is none. karpathy, coco: "other_sentences" (all except the web
-            caption, joined: a substitute for a long caption) or "all_sentences". auto means other_sentences for these
-            two, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
+            caption is sampled each time; null if there is none. Formats that list captions: "other_sentences" (all
+            except the web caption, joined: a substitute for a long caption) or "all_sentences". auto means
+            other_sentences for these, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
         split: karpathy, datasets, and tables with a column ``split``: the split to read, ``all`` for every row.
             ``train+restval`` is COCO's usual training split in karpathy.
         subset: datasets: the configuration of a Hub dataset that has several.
