@@ -85,7 +85,6 @@ RULES = (
         add="--import_modules '[llava_bridge]' --batch_size 4",
     ),
     Rule(has="clips recaption shards", add="--batch_size 4 --caption_column new_caption"),  # they have re_caption
-    Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
     Rule(
         has="clips-bench report runs/results --reference_results 'clips:*Llama-3'",
