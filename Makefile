@@ -7,9 +7,9 @@ install:  ## make .venv and install the suite into it, in a minute
 	@bash scripts/install.sh
 demo:     ## train, plug in, evaluate and compare, in 7 to 15 minutes on two cores
 	@bash scripts/demo.sh
-test:     ## the tests, in 7 to 30 minutes on two cores
+test:     ## the tests, in 15 minutes on two cores
 	@bash scripts/test.sh
-test-long: ## the slow tests, 40 to 50 minutes on two cores: trainings in several processes, killed and resumed
+test-long: ## the slow tests, 3 hours on two cores: trainings in several processes, killed and resumed; 5,000 inputs of each generator
 	@bash scripts/test.sh -m slow --no-loadscope-reorder
 lint:     ## style, types and the direction of imports between the packages
 	@bash scripts/lint.sh

@@ -43,7 +43,7 @@ from clips.training.run_dir import (
 from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
-_FILE_BYTES = 256 << 20
+_FILE_BYTES = 64 << 20
 
 
 class Checkpointer:
