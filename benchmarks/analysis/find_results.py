@@ -23,16 +23,16 @@ def find_result(path: str, benchmark: str | None, field: str) -> Result:
     if not Path(path).is_dir():
         return read_result(path)
     rows = find_results_by_row(path, field)
-    found = [result for row in rows.values() for result in row.values()]
-    names = sorted({result.benchmark for result in found})
+    matching = [result for row in rows.values() for result in row.values()]
+    names = sorted({result.benchmark for result in matching})
     if benchmark is None and len(names) > 1:
         raise UserError(f"benchmark: {path} has several; expected --benchmark with one of {', '.join(names)}")
     if benchmark is not None and benchmark not in names:
         raise unknown_name_error(benchmark, names, f"benchmark of {path}")
-    found = [result for result in found if benchmark in {None, result.benchmark}]
-    if len(found) > 1:
+    matching = [result for result in matching if benchmark in {None, result.benchmark}]
+    if len(matching) > 1:
         raise UserError(f"{field}: {path} has several models; expected the directory of one of {', '.join(rows)}")
-    return found[0]
+    return matching[0]
 
 
 def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:

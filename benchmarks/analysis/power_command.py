@@ -47,13 +47,13 @@ def print_power(config: PowerConfig) -> None:
     if not directory.is_dir():
         directory = read_study(config.study).directory
     report = build_report(directory, selection=Selection(benchmarks=config.benchmarks))
-    found = column_components(report.table)
-    if not found:
+    components = column_components(report.table)
+    if not components:
         raise UserError(f"{directory}: expected two models with items of one benchmark, and scores not near 0 or 100 %")
-    index = pd.Index([column.title for column in found], name="metric")
-    lines = [_line(column, parts, config) for column, parts in found.items()]
+    index = pd.Index([column.title for column in components], name="metric")
+    lines = [_line(column, parts, config) for column, parts in components.items()]
     print(markdown_frame(pd.DataFrame(lines, index=index, dtype=object)))
-    print(f"\n{markdown_list(_notes(found, config))}")
+    print(f"\n{markdown_list(_notes(components, config))}")
 
 
 def _line(column: Column, parts: Components, config: PowerConfig) -> dict[str, str]:
@@ -74,13 +74,13 @@ def _line(column: Column, parts: Components, config: PowerConfig) -> dict[str, s
     return line
 
 
-def _notes(found: dict[Column, Components], config: PowerConfig) -> list[str]:
+def _notes(components: dict[Column, Components], config: PowerConfig) -> list[str]:
     level = f"5 % / {config.num_tests} tests" if config.num_tests > 1 else "5 %, a single test"
     notes = [
         "SD: standard deviation of the difference of two models, each trained once, over images and training runs, "
         "in points; the mean over the pairs of the report. Its parts are ratios of the variance."
     ]
-    if degrees := sorted({parts.degrees for parts in found.values() if parts.degrees}):
+    if degrees := sorted({parts.degrees for parts in components.values() if parts.degrees}):
         span = " to ".join(map(str, dict.fromkeys((degrees[0], degrees[-1]))))
         notes.append(
             f"Seeds with which a true difference of {config.difference:g} is detected with power 0.8 (level {level}), "
@@ -88,7 +88,7 @@ def _notes(found: dict[Column, Components], config: PowerConfig) -> list[str]:
             f"{MAX_SEEDS}. The variance over seeds has {span} degrees of freedom here; the numbers in parentheses are "
             "those at the ends of its 80 % interval."
         )
-    if any(not parts.degrees for parts in found.values()):
+    if any(not parts.degrees for parts in components.values()):
         notes.append(
             "Without several seeds whose scores differ, the variance due to training is unknown, not zero, and with it "
             "the ratios and the number of seeds."

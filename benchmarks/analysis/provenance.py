@@ -152,10 +152,10 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _step(output: Path, created: str = "") -> Iterator[str]:
     """The study runner's record of the step that produced an output: command, time, memory and machine."""
-    found = find_producer(output)
-    if found is None:
+    producer = find_producer(output)
+    if producer is None:
         return
-    record = found[1]
+    record = producer[1]
     with contextlib.suppress(ValueError):
         if datetime.datetime.fromisoformat(created).timestamp() + 1 < record.started:  # it is in whole seconds
             yield f"step {record.name}: not this result's job but a later one is recorded"

@@ -44,7 +44,7 @@ def run_import(config: ImportConfig) -> None:
         UserError: an unreadable or unrecognized file, numbers that no result can have, two results of one model on one
             benchmark, or a result of this suite in their place. Nothing is written then.
     """
-    found: dict[tuple[str, str], Imported] = {}
+    imported: dict[tuple[str, str], Imported] = {}
     for file in map(Path, config.files):
         if not file.is_file():
             raise UserError(f"{file}: no such file")
@@ -61,15 +61,15 @@ def run_import(config: ImportConfig) -> None:
                     f"{file}: expected --model_name, as '{result.model['path']:.100}' has no letter or digit"
                 )
             key = result.model_name, result.benchmark
-            if key in found:
-                other = found[key].result.measured_elsewhere["file"]
+            if key in imported:
+                other = imported[key].result.measured_elsewhere["file"]
                 raise UserError(f"{file}: expected one result of '{key[0]}' on '{key[1]}', but {other} has another")
-            found[key] = Imported(result, items)
-            _check(file, found[key], config.output)
-    if not found:
+            imported[key] = Imported(result, items)
+            _check(file, imported[key], config.output)
+    if not imported:
         raise UserError(f"{', '.join(config.files)}: expected at least one result, got none")
     writable_directory(config.output)
-    for result, items in found.values():
+    for result, items in imported.values():
         origin, target = result.measured_elsewhere, result_path(config.output, result.model_name, result.benchmark)
         earlier = read_fields(target).measured_elsewhere if target.exists() else origin
         if earlier.get("sha256") != origin["sha256"]:

@@ -78,8 +78,8 @@ def read(file: Path) -> list[Imported]:
         names = {each.name for each in dataclasses.fields(Run)}
         content = {name: value for key, value in content.items() if (name := key.replace("-", "_")) in names}
     run = from_plain(Run, content, what=str(file))
-    found = [_read_task(file, run, task) for task in run.results if task in run.configs]
-    return [each for each in found if each is not None]
+    tasks = [_read_task(file, run, task) for task in run.results if task in run.configs]
+    return [each for each in tasks if each is not None]
 
 
 def _read_task(file: Path, run: Run, task: str) -> Imported | None:
@@ -234,7 +234,7 @@ def _samples(results: Path, task: str, count: int, filters: Collection[str]) -> 
         rows = enumerate(
             content["logs"] if isinstance(content, dict) and isinstance(content.get("logs"), list) else [], 1
         )
-    found: dict[int, dict[str, Any]] = {}
+    samples: dict[int, dict[str, Any]] = {}
     of_others: Counter[str] = Counter()
     for number, row in rows:
         check_keys(row, f"{file} item {number}", texts=(), others=("doc_id",))
@@ -251,12 +251,12 @@ def _samples(results: Path, task: str, count: int, filters: Collection[str]) -> 
         doc = row.get("doc") or {"category": next((entry["category"] for entry in entries if "category" in entry), "")}
         prompt = row.get("input") or next(iter(_flat(row.get("arguments"))), "")
         shape = {"doc": doc, "filtered_resps": [first], "arguments": [prompt]}
-        found.setdefault(row["doc_id"], {"target": ""} | row | shape)
+        samples.setdefault(row["doc_id"], {"target": ""} | row | shape)
     for name, skipped in of_others.items():
         log_info(f"{file}: {skipped:,} samples of the answer filter '{name:.80}' are not used, as its numbers are not")
-    if found and count and len(found) != count:
-        raise UserError(f"{file}: expected {count} questions, as the results state, got {len(found)}")
-    return [found[number] for number in sorted(found)]
+    if samples and count and len(samples) != count:
+        raise UserError(f"{file}: expected {count} questions, as the results state, got {len(samples)}")
+    return [samples[number] for number in sorted(samples)]
 
 
 def _flat(arguments: Any) -> list[Any]:
@@ -314,6 +314,6 @@ def _settings(run: Run, task: str) -> Entries:
 
 def _plain_settings(settings: Any) -> str:
     """Nested settings as one protocol entry, without those of single models."""
-    found = settings.items() if isinstance(settings, Mapping) else ()
-    plain = {name: value for name, value in found if isinstance(value, str | int | float | bool | list)}
+    stated = settings.items() if isinstance(settings, Mapping) else ()
+    plain = {name: value for name, value in stated if isinstance(value, str | int | float | bool | list)}
     return json.dumps(plain, ensure_ascii=False, sort_keys=True)

@@ -177,8 +177,8 @@ class _Tests:
         self.deltas, self.untested = dict[Cell, Difference](), list[Cell]()  # untested: both have a number
         for column in table.columns if self.baseline in names else ():
             cell, base = (table.cells(column)[names.index(name)] for name in (row, self.baseline))
-            if found := table.difference(cell, base) if column.ranked else None:
-                self.deltas[cell] = found
+            if difference := table.difference(cell, base) if column.ranked else None:
+                self.deltas[cell] = difference
             elif column.ranked and None not in (cell.value, base.value):
                 self.untested.append(cell)
         self.cells = [*self.deltas]

@@ -159,8 +159,8 @@ class Overall:
 
     def texts(self, row: str) -> list[str]:
         """Average and mean rank of a model, each with its interval, as text."""
-        found = [(numbers[row], self.sign(row, benchmarks)) for _, numbers, benchmarks in self.columns]
-        return [text for each, sign in found for text in (format_number(each.value, 1) + sign, each.text)]
+        signed = [(numbers[row], self.sign(row, benchmarks)) for _, numbers, benchmarks in self.columns]
+        return [text for each, sign in signed for text in (format_number(each.value, 1) + sign, each.text)]
 
 
 def overall_scores(table: Table) -> tuple[Overall, ...]:
@@ -211,7 +211,7 @@ def _overall(table: Table, ranked: Sequence[Column], of: str) -> Overall:
         without_interval=without_interval,
         fewer_seeds=tuple(fewer_seeds),
         no_seed=tuple(no_seed),
-        uncredited={row: found for row, found in uncredited.items() if found},
+        uncredited={row: names for row, names in uncredited.items() if names},
         of=of,
     )
 
@@ -223,20 +223,20 @@ def is_ratio(column: Column) -> bool:
 
 
 def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
-    known = {row: found for row, own in cells.items() if (found := _average_scores(own)) is not None}
+    known = {row: scores for row, own in cells.items() if (scores := _average_scores(own)) is not None}
     if len(known) < len(cells):
         return {row: Interval(value=fmean(cell.value or 0.0 for cell in own)) for row, own in cells.items()}, {}
     keys = {row: tuple(cell.key for cell in own) for row, own in cells.items()}
     distinct = {key: row for row, key in keys.items()}
     noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
     averages = {}
-    for row, found in known.items():
+    for row, scores in known.items():
         without = [cell.column.benchmark for cell in cells[row] if cell.ci_low is None]
-        interval = scores_interval(found, noise)
+        interval = scores_interval(scores, noise)
         reason = f"its score on {without[0]} has none" if without else interval.reason
         ends = (math.nan, math.nan) if reason else (interval.low, interval.high)
         low, high = (math.nan if end is None else end for end in ends)
-        averages[row] = Interval(value=found.value, low=low, high=high, no_interval=reason)
+        averages[row] = Interval(value=scores.value, low=low, high=high, no_interval=reason)
     estimates = {
         frozenset({first, second}): estimate
         for first, second in itertools.combinations(distinct.values(), 2)
@@ -264,9 +264,9 @@ def _common_seeds(cells: Sequence[Cell]) -> tuple[list[list[int | None]], list[i
 
 def _average_scores(cells: Sequence[Cell]) -> Scores | None:
     """The average of a model, of the seeds that were evaluated on all benchmarks; None if a score has no items."""
-    found = [cell.evidence for cell in cells if cell.evidence is not None]
+    evidence = [cell.evidence for cell in cells if cell.evidence is not None]
     seeds, common = _common_seeds(cells)
-    if len(found) < len(cells) or not common:
+    if len(evidence) < len(cells) or not common:
         return None
     chosen = [[own.index(seed) for seed in common] for own in seeds]
     return average_scores(
@@ -277,7 +277,7 @@ def _average_scores(cells: Sequence[Cell]) -> Scores | None:
                 influence=scores.influence[places],
                 blockers=scores.blockers[places] if scores.blockers.size else scores.blockers,
             )
-            for scores, places in zip(found, chosen, strict=True)
+            for scores, places in zip(evidence, chosen, strict=True)
         ],
         [cell.column.scale for cell in cells],
     )
@@ -328,12 +328,12 @@ def _figure(overall: Overall) -> Figure:
     )
 
 
-def overall_section(found: Sequence[Overall]) -> FigureSet | None:
+def overall_section(overalls: Sequence[Overall]) -> FigureSet | None:
     """The table of averages and mean ranks, best first; None without ranks."""
-    if not found:
+    if not overalls:
         return None
     sentences = []
-    for overall in found:
+    for overall in overalls:
         if overall.averages:
             sentences.append(f"The average{overall.of} is over {join_with_and(overall.averaged)}, all in per cent.")
             if missing := overall.without_interval:
@@ -344,21 +344,21 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
         sentences.append(
             f"The mean rank{overall.of} (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."
         )
-    rows = found[-1].order
+    rows = overalls[-1].order
     uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
     heads = [
-        head for overall in found for title, *_ in overall.columns for head in (title + overall.of, "95 % interval")
+        head for overall in overalls for title, *_ in overall.columns for head in (title + overall.of, "95 % interval")
     ]
-    texts = [[text for overall in found for text in overall.texts(row)] for row in rows]
+    texts = [[text for overall in overalls for text in overall.texts(row)] for row in rows]
     shown = [place for place in range(len(heads)) if any(own[place] for own in texts)]  # ranks may have no interval
     return FigureSet(
         lead=" ".join(sentences),
-        figures=tuple(_figure(overall) for overall in found if overall.averages),
+        figures=tuple(_figure(overall) for overall in overalls if overall.averages),
         notes=(
             "Only benchmarks on which every model has a number under the main protocol count, and seeds that were "
             "evaluated on all of them. The interval of a mean rank follows from the tests of all pairs of models, "
             "which the option --pairs all makes: a rank is certain only as far as models differ significantly.",
-            *([uncredited] if any(overall.uncredited for overall in found) else []),
+            *([uncredited] if any(overall.uncredited for overall in overalls) else []),
         ),
         headers=("model", *(heads[place] for place in shown)),
         rows=tuple((row, *(own[place] for place in shown)) for row, own in zip(rows, texts, strict=True)),

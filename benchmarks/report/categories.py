@@ -60,9 +60,9 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
         and first.aggregation is not None
     }
     groups = source.protocol_groups(results)
-    found = {row: table for row, result in results.items()
+    tables = {row: table for row, result in results.items()
              if groups[row] == 0 and (table := items.items(result)) is not None}  # fmt: skip
-    names = sorted({str(name) for table in found.values() for name in table["category"].dropna().unique()} - {""})
+    names = sorted({str(name) for table in tables.values() for name in table["category"].dropna().unique()} - {""})
     if not 2 <= len(names) <= MAX_CATEGORIES:
         return None
     main = next(row for row in results if groups[row] == 0)
@@ -80,11 +80,11 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
         )
         for name in names
     )
-    rows, scores = tuple(row for row in source.rows if row.name in found), list[Cell]()
+    rows, scores = tuple(row for row in source.rows if row.name in tables), list[Cell]()
     for column in columns:
         cells = []
         for row in rows:
-            result, own = results[row.name], found[row.name]
+            result, own = results[row.name], tables[row.name]
             metric, own = result.metrics[result.primary[0]], own[own["category"] == column.metric]
             value, n = math.nan, 0
             if not own.empty:
@@ -104,9 +104,11 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
         for cell in table.cells(column)
         if cell.delta and cell.delta.significant
     ]
-    found = ""
+    about_tests = ""
     if any(cell.delta for cell in table.scores):
-        found = f"; significantly different from the baseline: {join_with_and(significant) if significant else 'none'}"
+        about_tests = (
+            f"; significantly different from the baseline: {join_with_and(significant) if significant else 'none'}"
+        )
     size = f"{len(table.rows)} models on {len(table.columns)} categories"
 
     def plot(axes: Any, palette: Palette) -> None:
@@ -129,7 +131,7 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
     return Figure(
         name=safe_file_name("kinds", first.key),
         title=first.title,
-        alt=f"{first.title} of {size}, with intervals{found}.",
+        alt=f"{first.title} of {size}, with intervals{about_tests}.",
         plot=plot,
         x_label=first.label,
         legend=tuple(LegendEntry(color=colors.get(row.name, 0), label=row.name) for row in table.rows),

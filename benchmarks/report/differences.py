@@ -62,14 +62,14 @@ def compare_models(
         planned += plan_tests(group, all_pairs=all_pairs)
     tested, untestable = run_tests(planned, items)
     comparisons = len({frozenset({each.cell.key, each.other.key}) for each in tested.values()})
-    found = []
+    differences = []
     for table in tables:
         marks: dict[Place, RankMark] = {}
         for group in itertools.chain.from_iterable(sets[table]):
             marks |= rank_marks(group, tested)
         pairs = [(cell, tested.get(pair_of(cell, base))) for cell, base in _baseline_pairs(table)]
         deltas = {cell.place: difference.of(cell) for cell, difference in pairs if difference is not None}
-        found.append(
+        differences.append(
             dataclasses.replace(
                 table,
                 scores=[
@@ -83,7 +83,7 @@ def compare_models(
                 other_items=tuple(groups for groups in sets[table] if len(groups) > 1),
             )
         )
-    return found
+    return differences
 
 
 def plan_tests(group: Group, *, all_pairs: bool) -> list[PlannedTest]:
@@ -135,11 +135,13 @@ def rank_marks(group: Group, tested: Mapping[Pair, Difference]) -> dict[Place, R
     """The marks of models with scores for the same items, best first."""
     top = group[0]
     equal = [cell for cell in group if cell.key == top.key]
-    found = {cell: tested.get(pair_of(top, cell)) for cell in group if cell.key != top.key}
-    if top.above_chance is False or not any(difference and difference.significant for difference in found.values()):
+    differences = {cell: tested.get(pair_of(top, cell)) for cell in group if cell.key != top.key}
+    if top.above_chance is False or not any(
+        difference and difference.significant for difference in differences.values()
+    ):
         return {}
-    tied = [cell for cell, difference in found.items() if difference and not difference.significant]
-    mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""
+    tied = [cell for cell, difference in differences.items() if difference and not difference.significant]
+    mark: RankMark = "tied" if tied else "best" if all(differences.values()) else ""
     return {cell.place: mark for cell in [*equal, *tied]}
 
 

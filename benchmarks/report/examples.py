@@ -169,7 +169,7 @@ class Examples:
 def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[Examples]:
     """The items of each benchmark that has some: of 12 models 200 for a click, or every one of all models."""
     source = source if every_item else limit_rows(source)
-    found = []
+    galleries = []
     for benchmark in source.benchmarks:
         items = _Items(source.results(benchmark))
         chosen = select_items(items.scores_with_image, items.images) if items.tables else []
@@ -187,8 +187,8 @@ def answer_galleries(source: ReportSource, *, every_item: bool = False) -> list[
                 left_out=left_out,
                 disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
             )
-            found.append(gallery)
-    return found
+            galleries.append(gallery)
+    return galleries
 
 
 def browser_data(galleries: Sequence[Examples], source: ReportSource, *, every_item: bool = False) -> dict[str, Any]:

@@ -256,9 +256,9 @@ def _outcome(
     if path.is_file():
         try:
             result = read_result(path)
-            expected, found = (path.parent.name, path.stem), (result.model_name, result.benchmark)
-            if found != expected:  # a copied file
-                one, other = (f"'{model}' on '{name}'" for model, name in (expected, found))
+            expected, stated = (path.parent.name, path.stem), (result.model_name, result.benchmark)
+            if stated != expected:  # a copied file
+                one, other = (f"'{model}' on '{name}'" for model, name in (expected, stated))
                 raise UserError(f"{path}: model_name, benchmark: expected {one}, got {other}")
         except UserError as error:
             return _invalid(path, error)
@@ -276,8 +276,8 @@ def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRe
         record = records.get(parent)
         if record and record.status == "failed" and _is_current(study.steps[parent], record):
             return record
-        if found := _failed_ancestor(study, parent, records):
-            return found
+        if failed := _failed_ancestor(study, parent, records):
+            return failed
     return None
 
 
@@ -339,7 +339,7 @@ def _plain_source(root: Path) -> ReportSource:
             kinds.setdefault(("row", row), set()).add(measures_llava(outcome))
             kinds.setdefault(("benchmark", benchmark), set()).add(measures_llava(outcome))
     outcomes: dict[tuple[str, str], Result | MissingValue] = {}
-    rows_are_both = any(len(found) > 1 for (what, _), found in kinds.items() if what == "row")
+    rows_are_both = any(len(sorts) > 1 for (what, _), sorts in kinds.items() if what == "row")
     for row, benchmark in itertools.product(names, benchmarks):
         measured, needed = kinds.get(("row", row), set()), kinds.get(("benchmark", benchmark), set())
         # Of an encoder and a LLaVA in one directory, each lacks the other's benchmarks by nature, unless rows are both.

@@ -139,12 +139,12 @@ _SEVERAL = {"s": "s", "is": "are", "has": "have", "was": "were"}
 def brief_notes(notes: Sequence[Note]) -> list[str]:
     """At most three short sentences on what changes how the table is to be read, the most important first."""
     as_written = [note for note in notes if note.kind in {"omitted", "study"}]
-    found = [note.text for note in as_written if len(note.text.split()) <= MAX_WORDS]
+    short = [note.text for note in as_written if len(note.text.split()) <= MAX_WORDS]
     for name, kind in KINDS.items():
         count = sum(note.count for note in notes if note.kind == name)
         if count and kind.brief:
-            found.append(kind.brief.format(count=count, **(_ONE if count == 1 else _SEVERAL)))
-    return found[:_BRIEFS]
+            short.append(kind.brief.format(count=count, **(_ONE if count == 1 else _SEVERAL)))
+    return short[:_BRIEFS]
 
 
 def grouped_notes(notes: Sequence[Note]) -> list[tuple[str, list[Note]]]:
@@ -219,7 +219,9 @@ def mark_legend(table: Table, style: MarkStyle) -> Iterator[str]:
         signs = ", ".join(text for significant, text in meanings if significant in shown)
         with_baseline = {frozenset({row.name, row.baseline}) for row in table.rows}
         planned = {frozenset({each.cell.row, each.other.row}) in with_baseline for each in table.differences}
-        against = [name for name, found in (("the baseline", True), ("the top model", False)) if found in planned]
+        against = [
+            name for name, is_baseline in (("the baseline", True), ("the top model", False)) if is_baseline in planned
+        ]
         pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
         corrected = f"the p-values of all {table.comparisons} tests ({pairs}) Holm-corrected together"
         if table.comparisons == 1:
@@ -251,15 +253,15 @@ def unread_differences(table: Table, cells: Iterable[Cell], others: Container[st
         cells: of the better or worse models.
         others: the models that they are compared with.
     """
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     apart = [each for each in table.differences if each.unread]
     for cell in cells:
         for each in apart:
             pair = {each.cell.place: each.other, each.other.place: each.cell}
             if cell.place in pair and pair[cell.place].row in others:
                 shares = [f"{share:.1f} % of {row}" for row, share in each.unread.items()]
-                found[f"{join_with_and(shares)} on {cell.column.benchmark}"] = None
-    return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
+                texts[f"{join_with_and(shares)} on {cell.column.benchmark}"] = None
+    return "; ".join(texts) if len(texts) <= _MAX_UNREAD else f"{len(texts)} pairs of models"
 
 
 def _about_intervals(table: Table) -> Iterator[Note]:
@@ -411,14 +413,14 @@ def _about_gains(table: Table) -> Iterator[Note]:
 
 def _about_unread(table: Table) -> Iterator[Note]:
     """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
-    found: dict[str, list[str]] = {}  # share of a model's answers on a benchmark → scores that would differ
+    cells_of_share: dict[str, list[str]] = {}  # share of a model's answers on a benchmark → scores that would differ
     for cell in table.scores:
         column, wrong_name = cell.column, baseline_name(cell.metric, UNREAD_WRONG)
         metrics = [each.metrics for each in cell.results if UNREAD in each.metrics]
         share = sum(each[UNREAD].value for each in metrics) / max(len(metrics), 1)
         if share <= MAX_UNREAD:
             continue
-        scores = found.setdefault(f"{100 * share:.1f} % of {cell.row} on {column.benchmark}", [])
+        scores = cells_of_share.setdefault(f"{100 * share:.1f} % of {cell.row} on {column.benchmark}", [])
         # a seed whose answers were all read has no such metric
         seeds = [each.get(wrong_name, each.get(cell.metric)) for each in metrics]
         wrong = column.text(sum(each.value * column.scale for each in seeds if each) / len(seeds))
@@ -426,10 +428,12 @@ def _about_unread(table: Table) -> Iterator[Note]:
         if formulas and wrong != cell.number:
             omits = ", which leaves them out," if "f1" in formulas else ""  # POPE's scorer does
             scores.append(f"{column.label}{omits} {wrong} instead of {cell.number}")
-    if found:
+    if cells_of_share:
         what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
-        texts = [name + (f" (as wrong answers: {join_with_and(own)})" if own else "") for name, own in found.items()]
-        yield Note(kind="unread", text=f"Answers not read ({what}): {'; '.join(texts)}.", count=len(found))
+        texts = [
+            name + (f" (as wrong answers: {join_with_and(own)})" if own else "") for name, own in cells_of_share.items()
+        ]
+        yield Note(kind="unread", text=f"Answers not read ({what}): {'; '.join(texts)}.", count=len(cells_of_share))
     if pairs := unread_differences(table, table.scores, {row.name for row in table.rows}):
         text = f"Models with different scores of whose answers different shares were not read: {pairs}."
         yield Note(kind="unread", text=text, count=0)
@@ -459,7 +463,7 @@ def column_components(table: Table) -> dict[Column, Components]:
 
     Models near an end of the scale have no noise to plan with, and are left out.
     """
-    found = {}
+    components = {}
     for column in table.columns:
         cells = [cell for cell in table.cells(column) if cell.ci_low is not None and cell.group == 0]
         scores: dict[str, Scores] = {cell.row: cell.evidence for cell in cells if cell.evidence is not None}
@@ -470,8 +474,8 @@ def column_components(table: Table) -> dict[Column, Components]:
         pairs = pairs or [*itertools.combinations(inside, 2)]
         tested = [(inside[one], inside[other]) for one, other in pairs if comparable(inside[one], inside[other])]
         if tested and column.ranked:
-            found[column] = variance_components(tested, cells[0].noise)
-    return found
+            components[column] = variance_components(tested, cells[0].noise)
+    return components
 
 
 def _about_data(source: ReportSource) -> Iterator[Note]:
@@ -480,13 +484,13 @@ def _about_data(source: ReportSource) -> Iterator[Note]:
         for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""}):
             yield Note(kind="baselines", text=f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}")
     for name in source.benchmarks:
-        found = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
+        shared = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
         without: dict[str, list[str]] = {}
-        for row, result in found.items():
+        for row, result in shared.items():
             unseen = result.metrics.get(UNSEEN_ACCURACY)
             score = "undefined" if unseen is None else f"{unseen.value * unseen.scale:.1f}"
             without.setdefault(score, []).append(row)
-        for metric in [result.metrics[IN_TRAIN] for result in found.values()][:1]:  # the data are the same for all
+        for metric in [result.metrics[IN_TRAIN] for result in shared.values()][:1]:  # the data are the same for all
             scores = "; ".join(f"{score} ({join_row_names(rows)})" for score, rows in without.items())
             text = (
                 f"{name}: {round(metric.value * metric.n)} of {metric.n} test images are byte by byte in the training "
@@ -588,8 +592,8 @@ def _about_scorers(source: ReportSource) -> Iterator[Note]:
             if not has_known_scorer(result.protocol):
                 by_version.setdefault(str(result.protocol["scorer"]), []).append(f"{row} on {benchmark}")
     if by_version:
-        found = [f"{join_or_count(names, 'numbers')} ({version})" for version, names in by_version.items()]
-        text = f"Scored by code of which the version is known, not the content: {'; '.join(found)}."
+        parts = [f"{join_or_count(names, 'numbers')} ({version})" for version, names in by_version.items()]
+        text = f"Scored by code of which the version is known, not the content: {'; '.join(parts)}."
         yield Note(kind="scorer", text=text)
 
 
@@ -602,10 +606,10 @@ def _about_imports(source: ReportSource) -> Iterator[Note]:
                 tool = strip_control_chars(f"{origin.get('tool')}, version {origin.get('version')}", MAX_TEXT_CHARS)
                 text = f"by {tool} (intervals: {origin.get('intervals')})"
                 by_tool.setdefault(text, []).append(f"{row} on {benchmark}")
-    found = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
-    if found:
+    parts = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
+    if parts:
         sentence = "They are tested only against results of the same protocol with exactly the same items."
-        yield Note(kind="elsewhere", text=f"{ELSEWHERE} Measured elsewhere: {'; '.join(found)}. {sentence}")
+        yield Note(kind="elsewhere", text=f"{ELSEWHERE} Measured elsewhere: {'; '.join(parts)}. {sentence}")
 
 
 def _about_inputs(source: ReportSource) -> Iterator[Note]:

@@ -69,14 +69,14 @@ def forest_plots(table: Table) -> FigureSet | None:
             for delta in deltas
         ]
         significant = [name for name, delta in zip(names, deltas, strict=True) if delta.significant]
-        found = (
+        verdict = (
             f"significant: {join_with_and(significant)}." if significant else f"none of {len(deltas)} is significant."
         )
         figures.append(
             Figure(
                 name=safe_file_name("forest", column.key, column.metric),
                 title=column.title + column.arrow,
-                alt=f"Forest plot of differences on {column.title}: {found}",
+                alt=f"Forest plot of differences on {column.title}: {verdict}",
                 plot=plot_intervals(names, [(each.value, each.ci_low, each.ci_high, each.verdict) for each in deltas]),
                 x_label=f"difference from {shorten_name(baselines[0])}" if len(baselines) == 1 else "difference",
                 headers=(

@@ -53,14 +53,14 @@ class Selection:
             return source
         names = dict[str, None]()
         for pattern in self.models:  # a name without its seed matches all seeds
-            found = [
+            chosen = [
                 row.name
                 for row in source.rows
                 if pattern in (row.name, row.model) or fnmatch.fnmatchcase(row.name, pattern)
             ]
-            if not found:
+            if not chosen:
                 raise unknown_name_error(pattern, [row.name for row in source.rows], "name in 'models'")
-            names |= dict.fromkeys(found)
+            names |= dict.fromkeys(chosen)
         by_name = {row.name: row for row in source.rows}
         rows = [by_name[name] for name in names]
         rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
@@ -72,7 +72,7 @@ class Selection:
         Raises:
             UserError: an unknown benchmark or metric.
         """
-        found = dict[_ColumnKey, None]()
+        keys = dict[_ColumnKey, None]()
         for name in self.benchmarks:
             benchmark, colon, metric = name.partition(":")
             if benchmark not in source.benchmarks:
@@ -81,7 +81,7 @@ class Selection:
             labels = {key: entry.label for result in results for key, entry in result.metrics.items()}
             if not colon:
                 primary = [key for result in results for key in result.primary if key in result.metrics]
-                found |= dict.fromkeys((benchmark, key) for key in primary or [""])
+                keys |= dict.fromkeys((benchmark, key) for key in primary or [""])
                 continue
             chosen = [key for key, label in labels.items() if metric == key or metric.casefold() == label.casefold()]
             if not labels:
@@ -89,8 +89,8 @@ class Selection:
             if not chosen:
                 known = dict.fromkeys([*labels, *labels.values()])
                 raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")
-            found[benchmark, chosen[0]] = None
-        return tuple(found)
+            keys[benchmark, chosen[0]] = None
+        return tuple(keys)
 
 
 def merge_display(source: ReportSource, display: Display) -> Display:

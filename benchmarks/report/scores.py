@@ -47,18 +47,18 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
             for name, metric in result.metrics.items():
                 if metric.condition not in WITHOUT_IMAGE:  # these are parts of the score's own line
                     rest.setdefault(name, []).append(metric)
-        found = {name: _column(source, benchmark, name, metrics) for name, metrics in (rest | main).items()}
+        columns_by_name = {name: _column(source, benchmark, name, metrics) for name, metrics in (rest | main).items()}
         if not main:
             key = source.benchmark_id(benchmark)
-            found[""] = Column(
+            columns_by_name[""] = Column(
                 benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None, key=key
             )
-        for name, column in found.items():
+        for name, column in columns_by_name.items():
             own = completed(_seed_cells(source, column), items)
             gains = _gain_columns(source, column) if name in main else ()
             cells[column] = with_gains(own, [completed(_seed_cells(source, each), items) for each in gains])
-        primary += [found[name] for name in main or [""]]
-        every += [found[name] for name in rest]
+        primary += [columns_by_name[name] for name in main or [""]]
+        every += [columns_by_name[name] for name in rest]
     return [
         Table(rows=source.rows, columns=tuple(columns), scores=[cell for each in columns for cell in cells[each]])
         for columns in (primary, every)
@@ -67,22 +67,24 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
 
 def _gain_columns(source: ReportSource, column: Column) -> list[Column]:
     """The columns of a metric's gains, one for each condition."""
-    found: dict[str, list[Metric]] = {}
+    gains: dict[str, list[Metric]] = {}
     for result in source.results(column.benchmark).values():
         for name, metric in result.metrics.items():
             if metric.gain_of == column.metric and metric.gain_of:
-                found.setdefault(name, []).append(metric)
-    return [_column(source, column.benchmark, name, metrics) for name, metrics in found.items()]
+                gains.setdefault(name, []).append(metric)
+    return [_column(source, column.benchmark, name, metrics) for name, metrics in gains.items()]
 
 
 def with_gains(cells: Sequence[Cell], gains: Iterable[Sequence[Cell]]) -> list[Cell]:
     """The cells of a column with those of the columns of its gains."""
-    found = [dict[str, Cell]() for _ in cells]
+    with_all = [dict[str, Cell]() for _ in cells]
     for column in gains:
         for place, gain in enumerate(column):
             if gain.value is not None:
-                found[place][gain.results[0].metrics[gain.metric].condition] = gain
-    return [dataclasses.replace(cell, all_gains=own) if own else cell for cell, own in zip(cells, found, strict=True)]
+                with_all[place][gain.results[0].metrics[gain.metric].condition] = gain
+    return [
+        dataclasses.replace(cell, all_gains=own) if own else cell for cell, own in zip(cells, with_all, strict=True)
+    ]
 
 
 def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[Metric]) -> Column:
@@ -170,19 +172,19 @@ def _with_evidence(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
 def _with_intervals(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
     """Compute 95 % intervals from items, over images and, if known, seeds."""
     known: dict[tuple[Scores, TrainingNoise], ConfidenceInterval] = {}
-    found = []
+    completed_cells = []
     for cell in cells:
         if cell.value is None or (cell.evidence is None and cell.ci_low is not None):  # an imported interval
-            found.append(cell)
+            completed_cells.append(cell)
         elif cell.evidence is None:
-            found.append(dataclasses.replace(cell, no_interval=items.why_not(cell.results, cell.metric)))
+            completed_cells.append(dataclasses.replace(cell, no_interval=items.why_not(cell.results, cell.metric)))
         else:
             key = cell.evidence, cell.noise
             if key not in known:
                 known[key] = scores_interval(*key)
             low, high = (None if end is None else end * cell.column.scale for end in (known[key].low, known[key].high))
-            found.append(dataclasses.replace(cell, ci_low=low, ci_high=high, no_interval=known[key].reason))
-    return found
+            completed_cells.append(dataclasses.replace(cell, ci_low=low, ci_high=high, no_interval=known[key].reason))
+    return completed_cells
 
 
 def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores) -> list[Table]:
@@ -212,7 +214,7 @@ def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores
 
     spreads: dict[Model, float] = {}
     cells: dict[Column, list[Cell]] = {}
-    found = []
+    averaged = []
     for table in tables:
         new = [column for column in table.columns if column not in cells]
         cells |= {column: means(column, table.cells(column)) for column in new}
@@ -227,8 +229,8 @@ def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores
             cells[column] = with_gains(whole, gains)
         scores = [cell for column in table.columns for cell in cells[column]]
         seeds = max((len(cell.by_seed) for cell in scores), default=0) or 1
-        found.append(Table(rows=tuple(rows), columns=table.columns, scores=scores, seeds=seeds))
-    return found
+        averaged.append(Table(rows=tuple(rows), columns=table.columns, scores=scores, seeds=seeds))
+    return averaged
 
 
 def _seed_gains(cells: Sequence[Cell], condition: str) -> list[Cell]:
@@ -298,14 +300,14 @@ def _distinct(cells: Iterable[Cell], group: int) -> Iterable[Cell]:
 
 def model_spreads(columns: Iterable[Sequence[Cell]]) -> dict[Model, float]:
     """Model → how much its seeds differ relative to those of all models, averaged over ranked columns with noise."""
-    found: dict[Model, list[float]] = {}
+    spreads: dict[Model, list[float]] = {}
     for cells in columns:
         for group in sorted({cell.group for cell in cells if cell.column.ranked}):
             for cell in _distinct(cells, group):
                 spread = None if cell.evidence is None else cell.noise.relative_spread(cell.evidence)
                 if spread is not None:
-                    found.setdefault(_model(cell), []).append(spread)
-    return {model: fmean(own) for model, own in found.items()}
+                    spreads.setdefault(_model(cell), []).append(spread)
+    return {model: fmean(own) for model, own in spreads.items()}
 
 
 def with_spreads(cells: Sequence[Cell], spreads: Mapping[Model, float]) -> list[Cell]:

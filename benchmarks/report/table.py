@@ -485,10 +485,10 @@ class Table:
 
     @functools.cached_property
     def _by_column(self) -> dict[Column, list[Cell]]:
-        found: dict[Column, list[Cell]] = {column: [] for column in self.columns}
+        cells: dict[Column, list[Cell]] = {column: [] for column in self.columns}
         for cell in self.scores:
-            found[cell.column].append(cell)
-        return found
+            cells[cell.column].append(cell)
+        return cells
 
     @property
     def differences(self) -> list[Difference]:
@@ -512,13 +512,13 @@ class Table:
 
     def difference(self, cell: Cell, other: Cell) -> Difference | None:
         """The first cell minus the second of its column; None if they were not tested against each other."""
-        found = self.tested.get(pair_of(cell, other))
-        return None if found is None else found.of(cell)
+        tested = self.tested.get(pair_of(cell, other))
+        return None if tested is None else tested.of(cell)
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""
-        found = self.tested.get(pair_of(first, second))
-        return None if found is None else found.significant
+        tested = self.tested.get(pair_of(first, second))
+        return None if tested is None else tested.significant
 
     def detectable(self, column: Column) -> str:
         """The range of the minimum detectable differences from the baselines; empty if none is known."""

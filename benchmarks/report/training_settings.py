@@ -191,8 +191,8 @@ def _training(path: str, digest: str, study: Path, seen: frozenset[str]) -> Trai
         return _unknown(str(error))
     if digest and manifest.get("hash") != digest:
         return _unknown(f"{directory} contains another model by now")
-    found = _read(manifest, study, seen | {path})
-    return found if found.settings or found.unknown else _unknown(f"{directory / MANIFEST} has no settings")
+    settings = _read(manifest, study, seen | {path})
+    return settings if settings.settings or settings.unknown else _unknown(f"{directory / MANIFEST} has no settings")
 
 
 def _unknown(reason: str) -> TrainingSettings:
@@ -204,9 +204,9 @@ def _manifest_of_step(path: str, study: Path) -> dict[str, Any] | None:
     import yaml
 
     for candidate in _candidates(path, study):
-        found = find_producer(candidate)
-        if found is not None and found[1].kind in STEP_KINDS and STEP_KINDS[found[1].kind].trains:
-            root, record = found
+        producer = find_producer(candidate)
+        if producer is not None and producer[1].kind in STEP_KINDS and STEP_KINDS[producer[1].kind].trains:
+            root, record = producer
             with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):
                 config = yaml.safe_load((step_directory(root, record.name) / CONFIG_FILE).read_text(encoding="utf-8"))
                 return {"kind": record.kind, "config": config}
@@ -304,9 +304,9 @@ def _sources(data: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, li
     if not sources:
         sources = {"data": mapping(config.get("data")).get("sources")}
         sources |= {f"{stage}.data": mapping(config.get(stage)).get("data") for stage in STAGE_NAMES}
-    lists = {name: [each for each in found if isinstance(each, Mapping)] for name, found in sources.items()
-             if isinstance(found, list)}  # fmt: skip
-    return {name: found for name, found in lists.items() if found}
+    lists = {name: [each for each in listed if isinstance(each, Mapping)] for name, listed in sources.items()
+             if isinstance(listed, list)}  # fmt: skip
+    return {name: listed for name, listed in lists.items() if listed}
 
 
 def _named(references: list[Mapping[str, Any]]) -> TrainingSetting:

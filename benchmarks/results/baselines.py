@@ -75,19 +75,19 @@ def add_blind_columns(items: pd.DataFrame, rows: Sequence[int], answers: Mapping
     items[IN_BLIND_RUN] = marked
     for kind, columns in answers.items():
         for name, values in columns.items():
-            found = np.asarray(values)
-            if name == "prediction" or found.dtype.kind in "biuf":
+            array = np.asarray(values)
+            if name == "prediction" or array.dtype.kind in "biuf":
                 is_text = name == "prediction"
                 column = np.full(len(items), None if is_text else np.nan, dtype=object if is_text else float)
-                column[list(rows)] = found
+                column[list(rows)] = array
                 items[blind_column(kind, name)] = column
 
 
 def blind_columns(items: pd.DataFrame, names: Sequence[str], kind: str) -> tuple[str, ...] | None:
     """The columns of a metric in a blind run, or in its sighted answers; None if the items lack one of them."""
     words = {name for name in names if name in items and items[name].dtype.kind not in "biuf"}
-    found = tuple(name if name in words else blind_column(kind, name) for name in names)
-    return found if IN_BLIND_RUN in items and {*found} <= {*items.columns} else None
+    names_of_kind = tuple(name if name in words else blind_column(kind, name) for name in names)
+    return names_of_kind if IN_BLIND_RUN in items and {*names_of_kind} <= {*items.columns} else None
 
 
 def rows_of(items: pd.DataFrame, columns: Sequence[str]) -> np.ndarray | None:

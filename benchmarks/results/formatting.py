@@ -67,8 +67,8 @@ def join_row_names(names: Iterable[str]) -> str:
     """``a, b (seed 1) and c (seeds 1, 2)``; of many names the first ones and ``4 other models``."""
     seeds: dict[str, list[str]] = {}  # of each model, none if it has one row
     for name in names:
-        found = _SEED.fullmatch(name)
-        seeds.setdefault(found[1] if found else name, []).extend([found[2]] if found else [])
+        seed = _SEED.fullmatch(name)
+        seeds.setdefault(seed[1] if seed else name, []).extend([seed[2]] if seed else [])
     words = [f"{model} (seed{'s' * (len(own) > 1)} {', '.join(own)})" if own else model for model, own in seeds.items()]
     more = len(words) - _MAX_LISTED
     return join_with_and(words) if more < 2 else f"{', '.join(words[:_MAX_LISTED])} and {more} other models"

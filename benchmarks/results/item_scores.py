@@ -73,8 +73,8 @@ class ItemScores:
             return None
         spec, tables = found_items
         trained = len(tables) > 1 or single_training
-        found = scores_of(tables, spec, most=most_of(metric, spec), trained=trained)
-        return None if math.isnan(found.value) else found
+        scores = scores_of(tables, spec, most=most_of(metric, spec), trained=trained)
+        return None if math.isnan(scores.value) else scores
 
     def why_not(self, results: Sequence[Result], metric: str) -> str:
         """Why `of_model` returns None."""

@@ -146,13 +146,15 @@ def scores_of(tables: Sequence[ItemTable], spec: Spec, *, most: float | None, tr
             trained=trained,
         )
 
-    found = of_columns(spec.columns)
+    scores = of_columns(spec.columns)
     if spec.gain_of:
-        found = gain_scores(found, of_columns(spec.minus)) if spec.minus else dataclasses.replace(found, is_gain=True)
+        scores = (
+            gain_scores(scores, of_columns(spec.minus)) if spec.minus else dataclasses.replace(scores, is_gain=True)
+        )
     missing, places = _missing(spec, first), np.unique(first.clusters, return_index=True)[1]
-    found = dataclasses.replace(found, missing=missing, images=first.images[places])
+    scores = dataclasses.replace(scores, missing=missing, images=first.images[places])
     shares_gallery = set(spec.columns) <= _RANK_ONE and all(BLOCKER in table.frame for table in tables)
-    return with_gallery(found, spec.columns, tables) if shares_gallery and not math.isnan(found.value) else found
+    return with_gallery(scores, spec.columns, tables) if shares_gallery and not math.isnan(scores.value) else scores
 
 
 def share_items(spec: Spec, tables: Sequence[ItemTable]) -> bool:
@@ -170,8 +172,8 @@ def _missing(spec: Spec, table: ItemTable) -> np.ndarray:
 
     F1 counts an item without a value as 0, and leaves out none.
     """
-    found = table.frame[[*spec.columns, *spec.minus]].isna().to_numpy()
-    return found if found.any() and spec.aggregation != "f1" else np.zeros(0, bool)
+    lacking = table.frame[[*spec.columns, *spec.minus]].isna().to_numpy()
+    return lacking if lacking.any() and spec.aggregation != "f1" else np.zeros(0, bool)
 
 
 def with_gallery(scores: Scores, columns: Sequence[str], tables: Sequence[ItemTable]) -> Scores:
@@ -179,8 +181,10 @@ def with_gallery(scores: Scores, columns: Sequence[str], tables: Sequence[ItemTa
     names = np.unique(tables[0].frame["image"].to_numpy())
     present = tables[0].frame[[*columns]].notna().to_numpy()
     weights = (present / present.sum(axis=0)).sum(axis=1) / len(columns)
-    found = [table.frame[BLOCKER] for table in tables]
-    blockers = np.stack([np.where(each.notna(), np.searchsorted(names, each.fillna("")), -1) for each in found])
+    names_of_blockers = [table.frame[BLOCKER] for table in tables]
+    blockers = np.stack(
+        [np.where(each.notna(), np.searchsorted(names, each.fillna("")), -1) for each in names_of_blockers]
+    )
     blockers[:, weights == 0] = -1
     gallery = np.stack([np.bincount(row[row >= 0], weights[row >= 0], len(names)) for row in blockers])
     return dataclasses.replace(scores, influence=scores.influence - gallery, blockers=blockers, item_weights=weights)

@@ -92,11 +92,11 @@ class Scores:
     @functools.cached_property
     def without_gallery(self) -> np.ndarray:
         """(C,) influence of each image by its own queries alone, on the mean over seeds."""
-        found = self.mean_influence.copy()
+        influence = self.mean_influence.copy()
         for row in self.blockers:
             blocked = row >= 0
-            found += np.bincount(row[blocked], self.item_weights[blocked], len(found)) / self.num_seeds
-        return found
+            influence += np.bincount(row[blocked], self.item_weights[blocked], len(influence)) / self.num_seeds
+        return influence
 
     @functools.cached_property
     def image_variance(self) -> float:
@@ -217,9 +217,9 @@ class TrainingNoise:
         for share, spread, scores in own:  # a model's own variance is also a part of the mean
             degrees, part = scores.num_seeds - 1, shared * (scores.num_seeds - 1) / self.degrees
             squares += (share**2 + 2 * share * part) * spread**2 / (degrees + few)
-        found = total**2 / squares - few if squares else self.degrees
+        pooled = total**2 / squares - few if squares else self.degrees
         limits = [degrees * total / part for part, degrees in alone]
-        return round(min([max(found, min(self.seed_degrees)), self.degrees, *limits]), 1)
+        return round(min([max(pooled, min(self.seed_degrees)), self.degrees, *limits]), 1)
 
     @property
     def _mean_spread(self) -> float:
@@ -465,15 +465,15 @@ def _tails(estimates: Sequence[Estimate], sizes: np.ndarray) -> np.ndarray:
     from scipy import stats
 
     image_degrees = np.array([estimate.image_degrees for estimate in estimates])
-    found = 2 * stats.t.sf(sizes, image_degrees)
+    tails = 2 * stats.t.sf(sizes, image_degrees)
     for degrees in {estimate.training_degrees for estimate in estimates} - {0}:
         chosen = np.array([estimate.training_degrees == degrees for estimate in estimates])
         training = np.array([estimate.training_variance for estimate in estimates])[chosen, None]
         images = np.array([estimate.image_variance for estimate in estimates])[chosen, None]
         ratios, weights = _variance_ratios(degrees)
         spread = np.sqrt((images + training / ratios) / (images + training))
-        found[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, image_degrees[chosen, None]) @ weights
-    return found
+        tails[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, image_degrees[chosen, None]) @ weights
+    return tails
 
 
 @functools.lru_cache(maxsize=1000)

@@ -97,17 +97,17 @@ def variance_components(pairs: Sequence[tuple[Scores, Scores]], noise: TrainingN
         pairs: at least one; a pretrained model adds no interaction and no training variance.
         noise: of the metric.
     """
-    found = [contrast_estimate(pair, [1.0, -1.0], noise) for pair in pairs]
+    estimates = [contrast_estimate(pair, [1.0, -1.0], noise) for pair in pairs]
     trained = [[scores for scores in pair if scores.trained] for pair in pairs]
     interaction = [sum(scores.interaction for scores in pair) if noise.degrees else 0.0 for pair in trained]
     over_seeds = [sum(noise.of(scores) * scores.num_seeds for scores in pair) for pair in trained]
     return Components(
-        images=float(np.mean([each.image_variance for each in found])),
+        images=float(np.mean([each.image_variance for each in estimates])),
         interaction=float(np.mean(interaction)),
         training=float(np.mean(over_seeds) - np.mean(interaction)) if noise.degrees else math.nan,
         num_images=max(int(first.enters.sum()) for first, _ in pairs),
         num_seeds=max((scores.num_seeds for pair in trained for scores in pair), default=1),
-        image_degrees=float(np.mean([each.image_degrees for each in found])),
+        image_degrees=float(np.mean([each.image_degrees for each in estimates])),
         num_trained=len({id(scores) for pair in trained for scores in pair}),
         degrees=noise.degrees,
     )

@@ -124,8 +124,8 @@ def blind_differences(first: Protocol, second: Protocol) -> list[str]:
 
 def input_number(protocol: Protocol, name: str) -> int | None:
     """A number that the model determines: its ``resolution``, or the ``tokens`` of an image."""
-    found = protocol.get(INPUT_PREFIX + name)
-    return found if isinstance(found, int) else None
+    value = protocol.get(INPUT_PREFIX + name)
+    return value if isinstance(value, int) else None
 
 
 def name_one_sided(lines: Sequence[str]) -> list[str]:
@@ -138,10 +138,10 @@ def name_one_sided(lines: Sequence[str]) -> list[str]:
 def _nested_settings(value: Any) -> dict[str, Any]:
     """The settings of an entry that is a JSON object (prompt, decoding); empty for any other."""
     try:
-        found = json.loads(value) if isinstance(value, str) and value.startswith("{") else None
+        settings = json.loads(value) if isinstance(value, str) and value.startswith("{") else None
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 _MISSING: Any = object()

@@ -161,11 +161,11 @@ def _with_gains(metrics: Mapping[str, Any], what: str) -> dict[str, Any]:
 
     A ``blind`` of a metric is two metrics now; other baselines and gains are known by their names.
     """
-    found: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     for name, metric in metrics.items():
         if not isinstance(metric, dict):
             return dict(metrics)  # which is rejected
-        found[name] = metric = dict(metric)
+        written[name] = metric = dict(metric)
         blind = metric.pop("blind", {})
         for condition in (each for each in CONDITIONS if each not in BLIND_KINDS):
             for kind, former in (("gain_of", gain_name("", condition)), ("baseline_of", baseline_name("", condition))):
@@ -189,16 +189,16 @@ def _with_gains(metrics: Mapping[str, Any], what: str) -> dict[str, Any]:
                 "chance_levels": {},
                 "condition": kind,
             }
-            found[baseline_name(name, kind)] = common | {
+            written[baseline_name(name, kind)] = common | {
                 "value": numbers.value, "ci_low": None, "ci_high": None, "higher_is_better": None, "columns": columns,
                 "label": f"{metric.get('label')}, {kind} image", "baseline_of": name,
             }  # fmt: skip
-            found[gain_name(name, kind)] = common | {
+            written[gain_name(name, kind)] = common | {
                 "value": numbers.sighted - numbers.value, "ci_low": numbers.gain_low, "ci_high": numbers.gain_high,
                 "columns": sighted, "minus": columns, "label": f"{metric.get('label')} above that with a {kind} image",
                 "ci_method": "none" if numbers.gain_low is None else "student", "gain_of": name,
             }  # fmt: skip
-    return found
+    return written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,22 +235,22 @@ def read_results(results: str | Path) -> list[Result]:
         UserError: no such directory, an unreadable file in it, or two of the same model and benchmark.
         PermissionError: a model's directory may not be read.
     """
-    found = [read_result(file) for file in result_files(results)]
-    reject_duplicates((result.model_name, result.benchmark, result.path) for result in found)
-    return found
+    results_of_files = [read_result(file) for file in result_files(results)]
+    reject_duplicates((result.model_name, result.benchmark, result.path) for result in results_of_files)
+    return results_of_files
 
 
-def reject_duplicates(found: Iterable[tuple[str, str, Path | None]]) -> None:
+def reject_duplicates(rows: Iterable[tuple[str, str, Path | None]]) -> None:
     """Reject two files of the same model and benchmark.
 
     Args:
-        found: model name, benchmark and file of each result.
+        rows: model name, benchmark and file of each result.
 
     Raises:
         UserError: naming both files.
     """
     files: dict[tuple[str, str], Path | None] = {}
-    for model, benchmark, file in found:
+    for model, benchmark, file in rows:
         if (model, benchmark) in files:
             raise UserError(
                 f"{file}: expected one result of '{model}' on '{benchmark}', but {files[model, benchmark]} is another; "

@@ -148,34 +148,36 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
         return none("the seeds of every model with several seeds have equal scores: their variance is unknown")
     if scores.parts and not scores.is_gain:
         return _average_interval(scores, noise)
-    found = metric_estimate(scores, noise)
-    no_variance = "a single image has no variance" if found.clusters < 2 else "the score does not vary over the images"
-    if found.training_variance and found.clusters < 2:
+    estimate = metric_estimate(scores, noise)
+    no_variance = (
+        "a single image has no variance" if estimate.clusters < 2 else "the score does not vary over the images"
+    )
+    if estimate.training_variance and estimate.clusters < 2:
         return none(no_variance)
     if scores.is_gain:
         tested = compare_with_zero(scores, noise)
-        if math.isnan(tested.low) or (scores.trained and found.clusters < 2):
+        if math.isnan(tested.low) or (scores.trained and estimate.clusters < 2):
             return none(no_variance)
         return ConfidenceInterval(low=tested.low, high=tested.high, method="student")
     if scores.largest is not None:
         ratio = min(1.0, max(0.0, scores.value / scores.largest))
-        error = found.standard_error / scores.largest
+        error = estimate.standard_error / scores.largest
         if error and ratio * (1 - ratio) > _ROUNDING:
             # Wilson's interval accounts for the kurtosis of few hits, (1 - 3pq) / pq, not for that of uneven clusters
-            of_hits = (1 / (ratio * (1 - ratio)) - 4) / max(len(scores.items), found.clusters)
-            excess = max(2 / found.image_degrees - of_hits, 2 / max(1.0, found.clusters - 1.0))
-            found = dataclasses.replace(found, image_degrees=2 / excess)
-            size, quantile = ratio * (1 - ratio) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
+            of_hits = (1 / (ratio * (1 - ratio)) - 4) / max(len(scores.items), estimate.clusters)
+            excess = max(2 / estimate.image_degrees - of_hits, 2 / max(1.0, estimate.clusters - 1.0))
+            estimate = dataclasses.replace(estimate, image_degrees=2 / excess)
+            size, quantile = ratio * (1 - ratio) / error**2, min(_LARGEST_QUANTILE, estimate.quantile(1 - LEVEL))
             low, high = wilson_interval(ratio * size, size, quantile)
         elif ratio * (1 - ratio) <= _ROUNDING:
-            low, high = wilson_interval(round(ratio) * found.clusters, found.clusters)
+            low, high = wilson_interval(round(ratio) * estimate.clusters, estimate.clusters)
         else:
             return none(no_variance)
         low, high, method = low * scores.largest, high * scores.largest, "wilson"
-    elif not found.standard_error:
+    elif not estimate.standard_error:
         return none(no_variance)
     else:
-        (low, high), method = found.interval(), "student"
+        (low, high), method = estimate.interval(), "student"
     return ConfidenceInterval(low=min(low, scores.value), high=max(high, scores.value), method=method)
 
 
@@ -186,7 +188,7 @@ def _average_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterva
     items. Such a part has the margins of its own interval instead, and the squares of margins are added (MOVER: Zou
     and Donner, Statistics in Medicine 27, 2008).
     """
-    found = metric_estimate(scores, noise)
+    estimate = metric_estimate(scores, noise)
     below, above = list[tuple[float, Estimate, float]](), list[tuple[float, Estimate, float]]()
     for weight, part in scores.parts:
         alone = metric_estimate(_over_images(part), TrainingNoise())
@@ -196,7 +198,7 @@ def _average_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterva
                 return interval
             below.append((weight, alone, part.value - interval.low))
             above.append((weight, alone, interval.high - part.value))
-    sides = [_with_margins(found, parts) for parts in (below, above)]
+    sides = [_with_margins(estimate, parts) for parts in (below, above)]
     low, high = (side.interval()[end] if side.standard_error else side.value for end, side in enumerate(sides))
     if scores.largest is not None:
         low, high = max(0.0, low), min(scores.largest, high)
@@ -208,7 +210,7 @@ def average_difference(first: Scores, second: Scores, noise: TrainingNoise) -> E
 
     The parts of `_average_interval` have the margins of their own differences, on the side of 0.
     """
-    found = difference_estimate(first, second, noise)
+    estimate = difference_estimate(first, second, noise)
     parts = list[tuple[float, Estimate, float]]()
     for (weight, one), (_, other) in zip(first.parts, second.parts, strict=True):
         pair = _over_images(one), _over_images(other)
@@ -217,9 +219,9 @@ def average_difference(first: Scores, second: Scores, noise: TrainingNoise) -> E
             between = compare(*pair, TrainingNoise())
             if math.isnan(between.low):
                 return None
-            margin = between.value - between.low if found.value > 0 else between.high - between.value
+            margin = between.value - between.low if estimate.value > 0 else between.high - between.value
             parts.append((weight, alone, margin))
-    return _with_margins(found, parts)
+    return _with_margins(estimate, parts)
 
 
 def _over_images(scores: Scores) -> Scores:
@@ -227,27 +229,27 @@ def _over_images(scores: Scores) -> Scores:
     return dataclasses.replace(scores, trained=False)
 
 
-def _is_small(found: Estimate) -> bool:
+def _is_small(estimate: Estimate) -> bool:
     """Whether an interval may differ from what the standard error says, as of few images or at an end of the scale."""
-    return not found.standard_error or found.image_degrees < _FEW_DEGREES or abs(found.skewness) > _SKEWED
+    return not estimate.standard_error or estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED
 
 
-def _with_margins(found: Estimate, parts: Sequence[tuple[float, Estimate, float]]) -> Estimate:
+def _with_margins(estimate: Estimate, parts: Sequence[tuple[float, Estimate, float]]) -> Estimate:
     """An average's error with the margins of parts in place of their variances.
 
     Args:
-        found: by the influences.
+        estimate: by the influences.
         parts: weight, error by the influences, and margin of each.
     """
     if not parts:
-        return found
+        return estimate
     more = 0.0
     for weight, alone, margin in parts:
-        of_few = _bessel(found.clusters) / _bessel(alone.clusters)  # the variance is here that among all images
+        of_few = _bessel(estimate.clusters) / _bessel(alone.clusters)  # the variance is here that among all images
         more += weight**2 * ((margin / Z95) ** 2 - of_few * alone.image_variance)
     # the margins account for skewness and few degrees of freedom
-    variance, degrees = max(0.0, found.image_variance + more), max(1.0, found.clusters - 1.0)
-    return dataclasses.replace(found, image_variance=variance, image_degrees=degrees, skewness=0.0)
+    variance, degrees = max(0.0, estimate.image_variance + more), max(1.0, estimate.clusters - 1.0)
+    return dataclasses.replace(estimate, image_variance=variance, image_degrees=degrees, skewness=0.0)
 
 
 def _bessel(clusters: int) -> float:

@@ -105,8 +105,8 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
     import pyarrow.parquet
 
     # values of other items may have the same mean, and change every interval and test
-    if result.items_hash and (found := file_hash(table)) != result.items_hash:
-        yield f"items_hash: expected that of {table.name}, {found[:12]}…, got '{result.items_hash[:12]}…'"
+    if result.items_hash and (items_hash := file_hash(table)) != result.items_hash:
+        yield f"items_hash: expected that of {table.name}, {items_hash[:12]}…, got '{result.items_hash[:12]}…'"
     try:
         with pyarrow.parquet.ParquetFile(table) as file:
             names = file.schema_arrow.names

@@ -332,10 +332,10 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
 def matching_steps(steps: Iterable[Step], patterns: Iterable[str]) -> set[str]:
     """The names of the steps that match any of ``patterns``; UserError for a pattern that matches none."""
     names = [step.name for step in steps]
-    found: set[str] = set()
+    matching: set[str] = set()
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise unknown_name_error(pattern, names, "step in 'steps'")
-        found |= set(matched)
-    return found
+        matching |= set(matched)
+    return matching

@@ -115,19 +115,19 @@ def command_version(words: tuple[str, ...]) -> int | str:
 
 def script_modules(words: tuple[str, ...]) -> dict[str, str]:
     """Name → a hash of the text, for the modules next to a script that it imports; empty for other commands."""
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     scripts = [Path(words[1])] if words[0] == PYTHON_SCRIPT else []
     while scripts:
         try:
             imported = _imported_names(scripts.pop().read_bytes())
         except (OSError, SyntaxError, ValueError):  # what the script says about it is in its step's log
             continue
-        for name in sorted(imported - found.keys()):
+        for name in sorted(imported - modules.keys()):
             module = Path(words[1]).with_name(f"{name}.py")
             if module.is_file():
-                found[name] = hashlib.sha256(module.read_bytes()).hexdigest()
+                modules[name] = hashlib.sha256(module.read_bytes()).hexdigest()
                 scripts.append(module)
-    return found
+    return modules
 
 
 @functools.cache  # a study asks for each step that runs the script

@@ -255,9 +255,9 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
         return bool(stopped) or os.getppid() != parent
 
     def wait_for(take: Callable[[], Found | None]) -> Found | None:
-        while (found := take()) is None and not is_stopping():
+        while (taken := take()) is None and not is_stopping():
             time.sleep(_JOB_POLL_SECONDS)
-        return found
+        return taken
 
     with contextlib.ExitStack() as locks:
         step.directory.mkdir(parents=True, exist_ok=True)

@@ -269,10 +269,10 @@ class Study:
     def baseline_of(self, encoder: str) -> str | None:
         """The baseline of an encoder or LLaVA; None for a baseline itself."""
         if isinstance(self.baseline, Mapping):
-            found = next((base for name, base in self.baseline.items() if self.matches(name, encoder)), None)
+            baseline = next((base for name, base in self.baseline.items() if self.matches(name, encoder)), None)
         else:
-            found = self.baseline
-        return None if found == encoder else found
+            baseline = self.baseline
+        return None if baseline == encoder else baseline
 
     def rows(self) -> list[RowRecord]:
         """The rows of encoders, without excluded ones, in the order of the table; their results are not known yet."""

@@ -249,11 +249,11 @@ def describe_machine() -> dict[str, str]:
         listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         listed = ""
-    found = {
+    machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor,
         "cores": str(usable_cores()),
         "memory": memory,
         "accelerators": "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none",
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in machine.items() if value}

@@ -54,12 +54,12 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
         began = 0.0
     states = {step.name: state_of(step) for step in plan.steps}
     works = {step.name: _work_of(step) for step in plan.steps}
-    found: dict[str, StepStatus] = {}
+    statuses: dict[str, StepStatus] = {}
     taken, projected = dict[str, float](), dict[str, float]()  # step → its time, or what its progress so far makes it
     for step in plan.steps:
         record, state = states[step.name].record, states[step.name].name
         if running and state not in {"done", "running"} and not (record and record.started >= began):
-            parents = {found[parent].state for parent in step.parents}
+            parents = {statuses[parent].state for parent in step.parents}
             state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
         has_begun = state not in {"new", "waiting", "cannot run"}
         seconds = record.seconds if record and has_begun else 0.0
@@ -78,7 +78,7 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
                     projected[step.name] = seconds / ratio
         elif has_begun and state != "done":
             last = states[step.name].damage or (record.log_tail[-1] if record and record.log_tail else "")
-        found[step.name] = StepStatus(
+        statuses[step.name] = StepStatus(
             name=step.name, state=state, record=record, seconds=seconds, progress=progress, last=last
         )
     rates: dict[tuple[str, ...], float] = {}  # kind of work → seconds for size 1
@@ -86,14 +86,14 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
         for kind in {works[name].kind for name in times}:
             of_kind = [name for name in times if works[name].kind == kind]
             rates[kind] = sum(times[name] for name in of_kind) / sum(works[name].size for name in of_kind)
-    for name, status in found.items():
+    for name, status in statuses.items():
         work = works[name]
         whole = taken.get(name, work.size * rates[work.kind] if work.kind in rates else None)
         if name in projected:  # a step may take longer than others of its kind, as with a larger encoder
             whole = max(whole or 0.0, projected[name])
         passed = status.seconds if status.state == "running" else 0.0
-        found[name] = replace(status, left=None if whole is None else max(whole - passed, 0.0))
-    return list(found.values())
+        statuses[name] = replace(status, left=None if whole is None else max(whole - passed, 0.0))
+    return list(statuses.values())
 
 
 class _Work(NamedTuple):

@@ -228,8 +228,8 @@ class _PlanBuilder:
         evaluated = [benchmark for benchmark in self.columns if benchmark not in not_applicable]
         baseline = study.baseline_of(name)
         if baseline in study.encoders:  # a baseline must be a single model; its first seed stands for all
-            found = [row for row in study.rows() if row.encoder == baseline]
-            baseline = found[0].name if len({row.but_for_seed for row in found}) == 1 else None
+            rows = [row for row in study.rows() if row.encoder == baseline]
+            baseline = rows[0].name if len({row.but_for_seed for row in rows}) == 1 else None
         return RowRecord(
             name=name,
             encoder=name,
@@ -320,8 +320,8 @@ class _PlanBuilder:
         if not real.startswith(f"{self._directory}{os.sep}"):
             return None
         below = Path(real[len(self._directory) + 1 :])
-        found = (self._producers.get(each.as_posix()) for each in (below, *below.parents))
-        return next(filter(None, found), None)
+        producers = (self._producers.get(each.as_posix()) for each in (below, *below.parents))
+        return next(filter(None, producers), None)
 
 
 def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -347,7 +347,7 @@ def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
     def digest(value: Any) -> str:
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
-    found = []
+    keyed = []
     for step in steps:
         whole = depends_on(step, step)
         inherited = [[keys[name].parts[part] for part in (MODULES, PARENT_MODULES)] for name in step.parents]
@@ -357,8 +357,8 @@ def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
             outputs={name: digest(depends_on(step, part)) for name, part in step.parts.items()},
             parts={name: digest(value)[:_HASH_DIGITS] for name, value in parts.items()},
         )
-        found.append(replace(step, key=keys[step.name]))
-    return tuple(found)
+        keyed.append(replace(step, key=keys[step.name]))
+    return tuple(keyed)
 
 
 def relative_config(config: Any, directory: Path) -> Any:
@@ -489,7 +489,7 @@ def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequenc
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
-    found = []
+    resolved = []
     for step in steps:
         distributed = step.config.get("distributed")
         processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
@@ -499,5 +499,5 @@ def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequenc
             settings |= override if fnmatch.fnmatchcase(step.name, pattern) else {}
         settings = {name: value for name, value in settings.items() if value is not None}
         gpus = settings.get("processes", 1) if STEP_KINDS[step.kind].uses_gpus else 0
-        found.append(Resources(**{"gpus": gpus, **settings}))
-    return found
+        resolved.append(Resources(**{"gpus": gpus, **settings}))
+    return resolved

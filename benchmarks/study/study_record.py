@@ -141,10 +141,12 @@ class Display:
 
     def heading(self, row: RowRecord) -> str:
         """The heading above a row, empty for a row of no group; UserError for one in two groups."""
-        found = [heading for heading, names in self.groups.items() if any(_matches(name, row) for name in names)]
-        if len(found) > 1:
-            raise UserError(f"display.groups: '{row.model}' is in '{found[0]}' and in '{found[1]}'; expected one group")
-        return found[0] if found else ""
+        headings = [heading for heading, names in self.groups.items() if any(_matches(name, row) for name in names)]
+        if len(headings) > 1:
+            raise UserError(
+                f"display.groups: '{row.model}' is in '{headings[0]}' and in '{headings[1]}'; expected one group"
+            )
+        return headings[0] if headings else ""
 
 
 def _matches(pattern: str, row: RowRecord) -> bool:

@@ -59,7 +59,7 @@ class Replacement:
 
 def replacements(steps: Iterable[Step], rerun: Collection[str] = ()) -> list[Replacement]:
     """The finished steps that would be executed again, in the given order; those in ``rerun`` also without a change."""
-    found = []
+    replacing = []
     for step in steps:
         state = state_of(step)
         reason = "rerun" if step.name in rerun else state.rerun_reason
@@ -71,23 +71,25 @@ def replacements(steps: Iterable[Step], rerun: Collection[str] = ()) -> list[Rep
             # The step's last job, whose time the record has, may have written a new column only.
             recorded = state.record.seconds if state.record and len(replaced) == len(step.outputs) else 0.0
             seconds = max(recorded, sum(map(stated_seconds, replaced)))
-            found.append(Replacement(name=step.name, paths=paths, seconds=seconds, reason=reason))
-    return found
+            replacing.append(Replacement(name=step.name, paths=paths, seconds=seconds, reason=reason))
+    return replacing
 
 
-def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> None:
+def check_costly(replacing: Sequence[Replacement], *, hours: float, study: str) -> None:
     """Reject replacements that took longer than ``hours`` in all.
 
     Raises:
         UserError: the longest steps with their times and reasons, and the alternatives.
     """
-    total = sum(each.seconds for each in found)
+    total = sum(each.seconds for each in replacing)
     if total <= 3600 * hours:
         return
-    longest = sorted((each for each in found if each.seconds), key=lambda each: -each.seconds)[:_NAMED]
+    longest = sorted((each for each in replacing if each.seconds), key=lambda each: -each.seconds)[:_NAMED]
     steps = ", ".join(f"{each.name} (took {format_duration(each.seconds)}; {each.reason})" for each in longest)
-    more = f" and {len(found) - len(longest)} more" if len(found) > len(longest) else ""
-    keep = f", `clips-bench study accept {study} [STEP ...]` keeps them" if any(each.paths for each in found) else ""
+    more = f" and {len(replacing) - len(longest)} more" if len(replacing) > len(longest) else ""
+    keep = (
+        f", `clips-bench study accept {study} [STEP ...]` keeps them" if any(each.paths for each in replacing) else ""
+    )
     raise UserError(
         f"would recompute steps that took {format_duration(total)}, more than {format_duration(3600 * hours)}: "
         f"{steps}{more}; --yes recomputes them (their outputs go to the trash first){keep}"
@@ -105,8 +107,8 @@ def replaced_outputs(step: Step, before: StepRecord | None) -> list[Path]:
 def paths_of_output(path: Path) -> list[Path]:
     """What exists of an output: itself, a result's items, the stages of a training and unfinished work."""
     items = [path.with_name(f"{path.stem}.items.parquet")] if path.suffix == ".json" else []
-    found = [path, *items, path.with_name(f"{path.name}{STAGES_DIR}"), *unfinished_work(path)]
-    return [each for each in found if os.path.lexists(each)]
+    paths = [path, *items, path.with_name(f"{path.name}{STAGES_DIR}"), *unfinished_work(path)]
+    return [each for each in paths if os.path.lexists(each)]
 
 
 def unfinished_work(path: Path) -> list[Path]:

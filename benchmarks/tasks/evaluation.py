@@ -135,7 +135,7 @@ def compute_metric(
 
 def blind_metrics(items: pd.DataFrame, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """The baselines and gains of metrics, on the items of the blind runs; empty without such runs."""
-    found: dict[str, Metric] = {}
+    added: dict[str, Metric] = {}
     for name, metric in metrics.items() if IN_BLIND_RUN in items else ():
         for kind in BLIND_KINDS if metric.aggregation else ():
             sighted, blind = (blind_columns(items, metric.columns, each) for each in (SIGHTED, kind))
@@ -165,8 +165,8 @@ def blind_metrics(items: pd.DataFrame, metrics: Mapping[str, Metric]) -> dict[st
                 gain_name(name, kind): compute_metric(items, gain),
             }
             if all(math.isfinite(each.value) for each in both.values()):
-                found |= both
-    return found
+                added |= both
+    return added
 
 
 def thumbnail(image: Any, longest: int = 160) -> bytes:

@@ -67,7 +67,7 @@ def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Foun
 
     problem: BaseException | None = None
     try:
-        found = work()
+        result = work()
     except Exception as error:
         problem = error
     problems = all_gather_objects(None if problem is None else (isinstance(problem, UserError), str(problem)))
@@ -77,17 +77,17 @@ def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Foun
         if other is not None:
             is_user_error, text = other
             raise UserError(text) if is_user_error else RuntimeError(f"process {rank} failed: {text}")
-    return found
+    return result
 
 
 def run_on_main(processes: DistributedContext, work: Callable[[], Found]) -> Found:
     """Run ``work`` on rank 0 and return its result on all processes. Raises as `run_on_all`."""
     if processes.count == 1:
         return work()
-    found = run_on_all(processes, lambda: work() if processes.is_main else None)
+    result = run_on_all(processes, lambda: work() if processes.is_main else None)
     from clips.parallel.distributed import all_gather_objects
 
-    return all_gather_objects(found)[0]
+    return all_gather_objects(result)[0]
 
 
 def cache_key(**parts: Any) -> str:
@@ -131,20 +131,20 @@ class EmbeddingCache:
             if self.overwrite:
                 complete.path(self.key).unlink(missing_ok=True)
                 shutil.rmtree(parts.directory, ignore_errors=True)
-            if (found := complete.get(self.key)) is not None:
-                cached.append(found)
+            if (stored := complete.get(self.key)) is not None:
+                cached.append(stored)
             return bool(cached)
 
         def compute_missing() -> None:
             mine = range(self.processes.rank, len(batches), self.processes.count)
             missing = [number for number in mine if parts.get(names[number]) is None]
-            for number, found in zip(missing, compute([batches[number] for number in missing]), strict=True):
-                parts.put(names[number], found)
+            for number, computed in zip(missing, compute([batches[number] for number in missing]), strict=True):
+                parts.put(names[number], computed)
 
         def merge() -> None:
-            found = [part for name in names if (part := parts.get(name)) is not None]
-            if len(found) == len(names):  # otherwise another run was faster and has removed them
-                complete.put(self.key, _in_order(batches, found))
+            present = [part for name in names if (part := parts.get(name)) is not None]
+            if len(present) == len(names):  # otherwise another run was faster and has removed them
+                complete.put(self.key, _in_order(batches, present))
                 shutil.rmtree(parts.directory, ignore_errors=True)
 
         # rank 0 decides for all, because another run may finish meanwhile

@@ -171,8 +171,8 @@ def get_benchmark(name: str) -> Benchmark:
         importlib.import_module(f"benchmarks.tasks.{file}")
         if name in _registered:
             return _registered[name]
-    found: Benchmark = import_from_string("benchmarks.tasks.mllm.lmms_benchmarks:find_task")(name)
-    return found
+    benchmark: Benchmark = import_from_string("benchmarks.tasks.mllm.lmms_benchmarks:find_task")(name)
+    return benchmark
 
 
 def configure(**values: Any) -> Any:

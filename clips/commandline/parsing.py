@@ -257,9 +257,9 @@ def field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]
     """Dotted names of the fields with their descriptions; inherited fields come first."""
     for kind in reversed(config_class.__mro__):
         _, _, arguments = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
-        found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
+        entries = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
         if is_config(kind):
-            yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
+            yield from ((prefix + match[1], " ".join(match[2].split())) for match in entries)
     for name, hint in typing.get_type_hints(config_class).items():
         for kind in options_of(hint):
             if is_config(kind):

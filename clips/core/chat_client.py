@@ -108,14 +108,14 @@ class ChatClient:
             raise UserError(f"endpoint: {error}") from None
         if name not in models:
             raise UserError(f"model: {self.urls[0]} has no '{name}'; expected {' or '.join(models) or 'none'}")
-        found = models[name]
+        entry = models[name]
         for url in self.urls if len(self.urls) > 1 else ():
             with contextlib.suppress(ChatServerError):  # one that is down is left out
                 for each in dataclasses.replace(self, urls=[url], retry_seconds=0.0).models():
-                    text = f"endpoint: the replicas have {found.get('root')} and {each.get('root')} as '{name}'"
-                    if str(each["id"]) == name and is_other_model(found.get("root"), each.get("root"), text):
+                    text = f"endpoint: the replicas have {entry.get('root')} and {each.get('root')} as '{name}'"
+                    if str(each["id"]) == name and is_other_model(entry.get("root"), each.get("root"), text):
                         raise UserError(f"{text}; expected the same model")
-        return found
+        return entry
 
     def identify_model(self, name: str) -> str:
         """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash."""
@@ -215,8 +215,8 @@ class ChatClient:
             raise ChatServerError(message, status, by_input=status in _UNUSABLE_INPUT)
         if not isinstance(content, dict):
             raise ChatServerError(f"{base} does not answer as OpenAI's chat API does")
-        found = content.get("choices")
-        for choice in found if isinstance(found, list) else ():
+        choices_of_reply = content.get("choices")
+        for choice in choices_of_reply if isinstance(choices_of_reply, list) else ():
             if isinstance(choice, dict) and str(choice.get("finish_reason")) in _BROKEN_OFF:
                 raise _TemporaryError(f"{base} breaks off an answer ({choice['finish_reason']})")
         return content
@@ -272,14 +272,14 @@ def data_url(image: Image.Image, kind: str = "JPEG") -> str:
 def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     """(text, finish reason) of each choice of a reply. Raises ChatServerError if it has none, or one is no text."""
     try:
-        found = [(each["message"]["content"] or "", each.get("finish_reason")) for each in reply["choices"]]
+        answers = [(each["message"]["content"] or "", each.get("finish_reason")) for each in reply["choices"]]
     except (KeyError, TypeError, AttributeError):
-        found = []
-    if not found:
+        answers = []
+    if not answers:
         raise ChatServerError("the server does not answer as OpenAI's chat API does: a reply without choices")
-    if other := next((text for text, _ in found if not isinstance(text, str)), None):  # some send a list of parts
+    if other := next((text for text, _ in answers if not isinstance(text, str)), None):  # some send a list of parts
         raise ChatServerError(f"the server does not answer as OpenAI's chat API does: {other!r:.60} is no text")
-    return [(text.strip(), finish) for text, finish in found]
+    return [(text.strip(), finish) for text, finish in answers]
 
 
 def without_reasoning(text: str) -> str:

@@ -54,7 +54,7 @@ class ParquetRows:
                 if any(map(is_remote, files)):  # whose rows need the cache, too
                     raise
         self.groups = [  # (file index, row group index, number of rows)
-            (file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows
+            (file, group, rows) for file, sizes in enumerate(counts) for group, rows in enumerate(sizes) if rows
         ]
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
         self.unreadable: dict[int, str] = {}  # row group index → its error

@@ -52,10 +52,10 @@ class ListedCaptions(Source):
             raise UserError(f"{synthetic}: expected one of {', '.join(_LISTED_SYNTHETIC)}")
         takes = FORMATS[config.format].takes
         taken: dict[str, Any] = {name: getattr(config, name) for name in ("split", "image_root") if name in takes}
-        found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
+        dataset = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
         self.samples: list[tuple[FileImage, list[str]]] = []
         self.invalid: dict[int, str] = {}  # sample → why it has no sentences
-        for image, captions in captions_by_image(found.records):
+        for image, captions in captions_by_image(dataset.records):
             if not any(captions):  # COCO has images without captions
                 continue
             if not isinstance(image, FileImage):

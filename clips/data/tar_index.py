@@ -399,7 +399,7 @@ def main() -> None:
     """A process of `Shards.build_indexes`."""
     end_with_parent()
     shards, directory, limit, missing = json.load(sys.stdin)
-    found = Shards(shards, ShardCache(Path(directory), limit), max_indexes=1)
+    tars = Shards(shards, ShardCache(Path(directory), limit), max_indexes=1)
     for shard in missing:
         with contextlib.suppress(UserError):
-            found.cached_index(shard, Path(shards[shard]))
+            tars.cached_index(shard, Path(shards[shard]))

@@ -181,9 +181,9 @@ def conform(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], where
     shaped = {name: _reshape(value, expected.get(name)) for name, value in weights.items()}
     if mismatch := first_mismatch(shaped, expected):
         raise UserError(f"{where}: not of this architecture: it {mismatch}")
-    found = {name: shaped[name].detach().cpu() for name in expected if name in shaped}
+    taken = {name: shaped[name].detach().cpu() for name in expected if name in shaped}
     # A clone, because tensors that share memory cannot be saved.
     return {
         name: (value.float() if value.is_floating_point() else value).contiguous().clone()
-        for name, value in found.items()
+        for name, value in taken.items()
     }

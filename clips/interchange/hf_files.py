@@ -36,10 +36,10 @@ _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"  # OpenAI's special tokens
 def model_type(path: Path) -> str | None:
     """Return the model type in a directory's config.json; None if there is none."""
     try:
-        found = safe_json_loads((path / "config.json").read_text(encoding="utf-8"))
+        config = safe_json_loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found.get("model_type") if isinstance(found, dict) else None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def from_pretrained(kind: Any, path: Path) -> Any:

@@ -112,8 +112,8 @@ def run_import(config: ImportConfig) -> None:
     format = config.format or next((name for name, module in modules.items() if module.is_supported(path)), None)
     if format is None and path.is_dir():
         kind = model_type(path)
-        found = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
-        raise UserError(f"{path}: {found}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
+        fault = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
+        raise UserError(f"{path}: {fault}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
     if format is None:
         raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth or .ckpt")
     imported: ImportedEncoder = modules[format].load(path, config.architecture)

@@ -89,8 +89,8 @@ class SampleOrder:
         stripe, in_stripe = divmod(in_batch, self._width)
         number = step * self._width + in_stripe
         source, count = self._mixture.at(stripe, number) if self.is_mixture else (0, number)
-        found = self._streams[source].at(count * self.stripes + stripe + ahead)
-        return SamplePosition(found.index + int(self._starts[source]), found.epoch)
+        inner = self._streams[source].at(count * self.stripes + stripe + ahead)
+        return SamplePosition(inner.index + int(self._starts[source]), inner.epoch)
 
     def shards_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
         """The shards (indices over all sources) of the buffers read at ``step``, and of the next ones before ``last``.

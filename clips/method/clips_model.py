@@ -96,8 +96,8 @@ class ClipsModel(nn.Module):
             if reads is not None:
                 texts[reads], text_tokens = towers.encode_text(self.clip, batch[reads])
             if others := [name for name in self.recipe.encoded if name != reads]:
-                found = towers.encode_text_features(self.clip, torch.cat([batch[name] for name in others]))
-                texts |= zip(others, found.chunk(len(others)), strict=True)
+                text_features = towers.encode_text_features(self.clip, torch.cat([batch[name] for name in others]))
+                texts |= zip(others, text_features.chunk(len(others)), strict=True)
             # No output is a view of another tensor, because FSDP attaches hooks to them.
             features = {"image": image, **texts} if texts else {}
             outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}

@@ -279,8 +279,8 @@ class Recipe:
         captions = CaptionPair(web, synthetic)
         texts: dict[str, str] = {}
         for positive in dict.fromkeys((*self.spec.positives, *([self.reads] if self.reads else ()))):
-            found = POSITIVES[positive](captions, rng, self)
-            texts |= zip(self._names(positive), [found] if isinstance(found, str) else found, strict=True)
+            positives = POSITIVES[positive](captions, rng, self)
+            texts |= zip(self._names(positive), [positives] if isinstance(positives, str) else positives, strict=True)
         sample: dict[str, Any] = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
             import torch

@@ -105,28 +105,30 @@ class ChatCaptioner:
         # The reason instead if the server rejects, or fails at, the image or its prompt: one image does not stop all.
         try:
             reply = pending.result()
-            found = choices(reply)
+            answers = choices(reply)
         except ChatServerError as error:
             if error.by_input:
                 return f"rejected by the server ({error.status})"
             raise UserError(f"endpoint: {error}") from None
-        if len(found) != self.config.num_captions:  # transformers' server ignores the number
-            raise UserError(f"num_captions: the server answers with {len(found)}, expected {self.config.num_captions}")
+        if len(answers) != self.config.num_captions:  # transformers' server ignores the number
+            raise UserError(
+                f"num_captions: the server answers with {len(answers)}, expected {self.config.num_captions}"
+            )
         written = token_counts(reply)["completion_tokens"]  # 0 of a server that does not count
-        cut = sum(finish == "length" for _, finish in found)
+        cut = sum(finish == "length" for _, finish in answers)
         # at `max_new_tokens` a caption ends as the config says; a server that is full or filters has not finished it
         whole = FINISHED if 0 < written < cut * self.config.max_new_tokens else FINISHED | {"length"}
-        if unfinished := next((finish for _, finish in found if finish not in whole), None):
-            found = [(text, finish) for text, finish in found if finish in whole]
-            if not found:
+        if unfinished := next((finish for _, finish in answers if finish not in whole), None):
+            answers = [(text, finish) for text, finish in answers if finish in whole]
+            if not answers:
                 return f"not finished by the server ({unfinished})"
-        tokens = written // len(found)
-        return [GeneratedCaption(text, tokens, ended=finish in FINISHED - {None}) for text, finish in found]
+        tokens = written // len(answers)
+        return [GeneratedCaption(text, tokens, ended=finish in FINISHED - {None}) for text, finish in answers]
 
     def identity(self) -> dict[str, Any]:
         """The manifest entry of the model, from the server's list of models."""
-        found = {"path": self.config.model, "class": str(self.model.get("owned_by") or "server")}
-        return found | {name: self.model[name] for name in ("root", "max_model_len") if self.model.get(name)}
+        described = {"path": self.config.model, "class": str(self.model.get("owned_by") or "server")}
+        return described | {name: self.model[name] for name in ("root", "max_model_len") if self.model.get(name)}
 
 
 class CaptionModel:
@@ -186,8 +188,8 @@ class CaptionModel:
             for start in range(0, len(in_order), self.config.batch_size):
                 batch = in_order[start : start + self.config.batch_size]
                 seed = int(np.random.SeedSequence([self.config.seed, window.start, start]).generate_state(1)[0])
-                found = self.describe([each.image for each in batch], [prompts[each.index] for each in batch], seed)
-                generated |= {each.index: texts for each, texts in zip(batch, found, strict=True)}
+                described = self.describe([each.image for each in batch], [prompts[each.index] for each in batch], seed)
+                generated |= {each.index: texts for each, texts in zip(batch, described, strict=True)}
             return generated
 
         return captions
@@ -236,7 +238,7 @@ class CaptionModel:
 
     def identity(self) -> dict[str, Any]:
         """The manifest entry of the model: its hash, or its commit on the Hub."""
-        found: dict[str, Any] = {"path": self.config.model, "class": type(self.model).__name__}
+        described: dict[str, Any] = {"path": self.config.model, "class": type(self.model).__name__}
         if Path(self.config.model).is_dir():
-            return found | {"hash": directory_hash(self.config.model)}
-        return found | {"commit": getattr(self.model.config, "_commit_hash", None)}
+            return described | {"hash": directory_hash(self.config.model)}
+        return described | {"commit": getattr(self.model.config, "_commit_hash", None)}

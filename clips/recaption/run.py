@@ -142,8 +142,8 @@ def _run_identity(config: RecaptionConfig, source: Source) -> Identity:
         inputs["model"] = directory_hash(config.model)
     is_artifact = (Path(config.path) / MANIFEST).is_file()  # whose shards, maybe terabytes, are not hashed again
     described = read_manifest(config.path) if is_artifact else source.describe()
-    if found := described.get("hash" if is_artifact else "index_hash"):
-        inputs["source"] = found
+    if content := described.get("hash" if is_artifact else "index_hash"):
+        inputs["source"] = content
     return identity("clips recaption", config, inputs)
 
 
@@ -325,12 +325,12 @@ def print_estimate(config: RecaptionConfig, source: Source, captioner: Captioner
     started = time.monotonic()
     captions = captioner.submit(range(total), images)()
     seconds = time.monotonic() - started
-    found = [generated for generated in captions.values() if not isinstance(generated, str)]
-    if not found:
+    generated_captions = [generated for generated in captions.values() if not isinstance(generated, str)]
+    if not generated_captions:
         reason = next(str(each) for each in (*samples, *captions.values()) if isinstance(each, str))
         raise UserError(f"estimate: none of {len(indices):,} images could be captioned: {reason}")
-    written = sum(caption.tokens for generated in found for caption in generated)
-    log_info(f"{len(found):,} of {len(indices):,} images captioned in {seconds:.1f} s")
+    written = sum(caption.tokens for generated in generated_captions for caption in generated)
+    log_info(f"{len(generated_captions):,} of {len(indices):,} images captioned in {seconds:.1f} s")
     field = "requests_in_flight" if config.endpoint else "batch_size"
     log_estimate(
         part=len(indices),

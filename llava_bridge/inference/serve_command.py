@@ -247,7 +247,7 @@ def read_messages(messages: tuple[ChatMessage, ...]) -> tuple[list[Message], lis
     """
     from llava_bridge.conversation import IMAGE
 
-    found: list[Message] = []
+    messages_read: list[Message] = []
     images: list[Image.Image] = []
     for number, message in enumerate(messages, 1):
         where, text = f"messages[{number}].content", ""
@@ -266,10 +266,10 @@ def read_messages(messages: tuple[ChatMessage, ...]) -> tuple[list[Message], lis
                 text += part.text or ""
         if not text.strip():
             raise UserError(f"{where}: expected a text or an image")
-        found.append({"role": message.role, "content": text})
+        messages_read.append({"role": message.role, "content": text})
     if messages[-1].role != "user":
         raise UserError(f"messages: expected the user's as the last one, got the {messages[-1].role}'s")
-    return found, images
+    return messages_read, images
 
 
 def _read_image(url: str, where: str) -> Image.Image:

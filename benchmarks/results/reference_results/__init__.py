@@ -44,14 +44,14 @@ class ReferenceResult:
 @functools.cache
 def load_reference_results() -> tuple[ReferenceResult, ...]:
     """All reference results."""
-    found = []
+    rows = []
     for file in _FILES:
         with (Path(__file__).parent / file).open(encoding="utf-8", newline="") as stream:
             for line in csv.DictReader(stream):
                 values = {name: float(text) for name, text in line.items() if name not in _DESCRIBED and text}
                 described = {"about": line["about"], "source": line["source"]}
-                found.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
-    return tuple(found)
+                rows.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
+    return tuple(rows)
 
 
 def select_reference_results(selectors: Sequence[str]) -> tuple[ReferenceResult, ...]:
@@ -64,7 +64,7 @@ def select_reference_results(selectors: Sequence[str]) -> tuple[ReferenceResult,
         UserError: no such set or row; the message lists close matches.
     """
     rows = load_reference_results()
-    found: list[ReferenceResult] = []
+    selected: list[ReferenceResult] = []
     for text in selectors:
         name, colon, pattern = text.partition(":")
         sets = {row.set for row in rows}
@@ -74,5 +74,5 @@ def select_reference_results(selectors: Sequence[str]) -> tuple[ReferenceResult,
         chosen = [row for row in of_set if not colon or row.name == pattern or fnmatch.fnmatchcase(row.name, pattern)]
         if not chosen:
             raise unknown_name_error(pattern, [row.name for row in of_set], f"published row of {name}")
-        found += [row for row in chosen if row not in found]
-    return tuple(found)
+        selected += [row for row in chosen if row not in selected]
+    return tuple(selected)

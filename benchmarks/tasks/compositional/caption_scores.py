@@ -180,8 +180,8 @@ def compute_evaluation(
     specs, absent = _specs(pairs), {}
     if blind is not None:
         answers = {SIGHTED: {name: values[blind.rows] for name, values in wins.items()}}
-        for kind, found in blind.scores.items():
-            answers[kind] = _win_columns(pairs, found, blind.rows, compared=compared)
+        for kind, of_kind in blind.scores.items():
+            answers[kind] = _win_columns(pairs, of_kind, blind.rows, compared=compared)
         add_blind_columns(items, blind.rows, answers)
     if uncompared and not single_image:
         absent = dict.fromkeys(_GROUPS, uncompared)

@@ -88,11 +88,11 @@ def evaluate_likelihood(model: EvalModel, config: LikelihoodConfig) -> Evaluatio
 def _caption_scores(model: EvalModel, pairs: PairSet, prompt: str, config: LikelihoodConfig) -> Scores:
     requests = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
     texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
-    found = _score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
-    without_image = {text: each.total for text, each in zip(texts, found[len(requests) :], strict=True)}
+    scores = _score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
+    without_image = {text: each.total for text, each in zip(texts, scores[len(requests) :], strict=True)}
     values = iter(
         each.total / (each.tokens if config.likelihood_score == "mean" else 1) - without_image.get(text, 0.0)
-        for each, (_, _, text) in zip(found[: len(requests)], requests, strict=True)
+        for each, (_, _, text) in zip(scores[: len(requests)], requests, strict=True)
     )
     return [np.array([[next(values) for _ in case.captions] for _ in case.images], dtype=float) for case in pairs.cases]
 
@@ -150,8 +150,8 @@ def _letter_scores(model: EvalModel, pairs: PairSet, prompt: str) -> tuple[list[
         for texts in ((case.captions[right], case.captions[wrong]), (case.captions[wrong], case.captions[right]))
         for letter in "AB"
     ]
-    found = np.array([each.total for each in _score_texts(model, pairs, requests, end=False)]).reshape(-1, 2, 2)
-    lead = found[:, :, 0] - found[:, :, 1]  # of A over B, with the right caption first and last
+    totals = np.array([each.total for each in _score_texts(model, pairs, requests, end=False)]).reshape(-1, 2, 2)
+    lead = totals[:, :, 0] - totals[:, :, 1]  # of A over B, with the right caption first and last
     margins, said_a = iter((lead[:, 0] - lead[:, 1]) / 2), iter((lead > 0).mean(axis=1))
     scores, a_ratios = [], []
     for case in pairs.cases:
@@ -204,8 +204,8 @@ def _score_texts(
             regions, prompts, texts = zip(*(requests[number] for number in batch), strict=True)
             opened = {region: pairs.open(region) for region in regions if region is not None}
             images = [None if region is None else opened[region] for region in regions]
-            found = loglikelihoods(*model.llava, images, list(prompts), list(texts), size, end=end)
-            lines = (json.dumps(dataclasses.asdict(each)) for each in found)
+            likelihoods = loglikelihoods(*model.llava, images, list(prompts), list(texts), size, end=end)
+            lines = (json.dumps(dataclasses.asdict(each)) for each in likelihoods)
             cache.add({keys[number]: line for number, line in zip(batch, lines, strict=True)})
 
     run_on_all(model.processes, score)

@@ -152,12 +152,12 @@ def dataset_of(config: CaptionSetConfig, language: str | None = None) -> Dataset
 
 @functools.lru_cache(maxsize=8)  # names and captions, no images
 def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
-    found = read_dataset(source, "captions")
+    dataset = read_dataset(source, "captions")
     images: dict[str, LazyImage] = {}
     numbers: dict[str, int] = {}
     texts: list[str] = []
     owners: list[list[int]] = []  # the images of each caption
-    for record in found.records:
+    for record in dataset.records:
         names = [image.name for image in record.images]
         captions = strict_captions(record.captions, f"{source.path}: {', '.join(names):.200}")
         images |= {name: image for name, image in zip(names, record.images, strict=True) if name not in images}
@@ -181,6 +181,6 @@ def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object
         [texts[caption] for caption, _ in selected],
         np.array(pairs),
         source.path,
-        found.split,
+        dataset.split,
         len(images),
     )

@@ -82,11 +82,11 @@ def load_classification_set(
     if not root.is_dir():
         raise UserError(f"{data}: expected a directory (WebDataset shards, class directories or parquet files)")
     folder = root / split if (root / split).is_dir() else root
-    found = read_dataset(DatasetSpec(path=data, split=split), "classes")
-    records = list(found.records)
-    lines = _in_order_of(found.classes, _lines(root, folder, CLASS_NAMES))
-    classes = lines or found.classes
-    _check(records, found.classes, classes, folder, complete=limit is None)
+    dataset = read_dataset(DatasetSpec(path=data, split=split), "classes")
+    records = list(dataset.records)
+    lines = _in_order_of(dataset.classes, _lines(root, folder, CLASS_NAMES))
+    classes = lines or dataset.classes
+    _check(records, dataset.classes, classes, folder, complete=limit is None)
     if prompted and not lines and are_ids(classes):
         kind = "numbers" if classes[0].isdecimal() else "WordNet ids"
         raise UserError(
@@ -102,12 +102,12 @@ def load_classification_set(
         images=[record.name for record in selected],
         targets=np.array([record.target for record in selected]),
         classes=classes,
-        own_classes=found.classes,
-        named_by=CLASS_NAMES if lines else found.named_by,
+        own_classes=dataset.classes,
+        named_by=CLASS_NAMES if lines else dataset.named_by,
         templates=_lines(root, folder, TEMPLATES_FILE),
-        split=found.split,
+        split=dataset.split,
         available=count,
-        skipped=found.skipped,
+        skipped=dataset.skipped,
     )
 
 
@@ -161,7 +161,7 @@ def _check(
         raise UserError(f"{folder}: contains no image of class {missing[0]}, '{classes[missing[0]]}'{more}")
 
 
-def log_skipped(found: ClassificationSet) -> None:
+def log_skipped(data: ClassificationSet) -> None:
     """Log the skipped files, if any."""
-    if found.skipped:
-        log_info(f"{found.source}: skipped {format_counts(found.skipped)}: of an unsupported type, or without a class")
+    if data.skipped:
+        log_info(f"{data.source}: skipped {format_counts(data.skipped)}: of an unsupported type, or without a class")

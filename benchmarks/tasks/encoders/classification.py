@@ -74,8 +74,8 @@ class ClassificationConfig(BenchmarkConfig):
 
 def data_hash(config: ClassificationConfig) -> str:
     """Return the SHA-256 of the images, their classes and the templates."""
-    found = _load(config)
-    return hashlib.sha256(f"{found.hash} {_templates(found, config)}".encode()).hexdigest()
+    images = _load(config)
+    return hashlib.sha256(f"{images.hash} {_templates(images, config)}".encode()).hexdigest()
 
 
 @benchmark(
@@ -90,23 +90,23 @@ def evaluate(model: EvalModel, config: ClassificationConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
     from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
 
-    found = _load(config)
-    log_skipped(found)
-    templates = _templates(found, config)
-    classes = class_embeddings(functools.partial(text_embeddings, model), templates, found.classes)
-    images = image_embeddings(model, found.open, found.images, found.image_hashes, "encoder")
+    data = _load(config)
+    log_skipped(data)
+    templates = _templates(data, config)
+    classes = class_embeddings(functools.partial(text_embeddings, model), templates, data.classes)
+    images = image_embeddings(model, data.open, data.images, data.image_hashes, "encoder")
     blocks = images.split(max(1, 16_000_000 // len(classes)))
-    ranks = class_ranks(((block @ classes.T).cpu().numpy() for block in blocks), found.targets)
-    items = items_table(found, ranks)
+    ranks = class_ranks(((block @ classes.T).cpu().numpy() for block in blocks), data.targets)
+    items = items_table(data, ranks)
     return Evaluation(
-        metrics=metrics(items, found),
+        metrics=metrics(items, data),
         primary=PRIMARY,
-        missing_metrics=undefined_metrics(found),
+        missing_metrics=undefined_metrics(data),
         protocol={"task": "zero-shot classification"}
-        | data_settings(found, config)
+        | data_settings(data, config)
         | {
             "prompt": " | ".join(class_prompts(templates, "{}")),
-            "class_names": found.named_by,
+            "class_names": data.named_by,
             "class_embedding": "normalized mean of the prompts' unit vectors",
             "similarity": "cosine",
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
@@ -121,56 +121,56 @@ def _load(config: ClassificationConfig) -> ClassificationSet:
     return load_classification_set(config.data, split=config.split, limit=config.limit, prompted=True)
 
 
-def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:
+def data_settings(data: ClassificationSet, config: BenchmarkConfig) -> Entries:
     """Return protocol entries about the test data."""
     return {
         "benchmark": config.name,
-        "data_hash": found.hash,
-        "split": found.split,
-        "images": len(found.images),
-        "classes": len(found.classes),
-        **full_size_entry(len(found.images), found.available),
+        "data_hash": data.hash,
+        "split": data.split,
+        "images": len(data.images),
+        "classes": len(data.classes),
+        **full_size_entry(len(data.images), data.available),
     }
 
 
-def metrics(items: pd.DataFrame, found: ClassificationSet) -> dict[str, Metric]:
+def metrics(items: pd.DataFrame, data: ClassificationSet) -> dict[str, Metric]:
     """Return the metrics that are meaningful for this number of classes."""
-    baselines = {CHANCE: chance_hits(found), "majority class": majority_class_hits(found)}
-    absent = undefined_metrics(found)
+    baselines = {CHANCE: chance_hits(data), "majority class": majority_class_hits(data)}
+    absent = undefined_metrics(data)
     return {
         name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items() if name not in absent
     }
 
 
-def chance_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
+def chance_hits(data: ClassificationSet) -> dict[str, np.ndarray]:
     """Return the expected hits of random classes."""
-    none, ones = np.zeros(len(found.targets), int), np.ones(len(found.targets), int)
-    ranks = RetrievalRanks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
+    none, ones = np.zeros(len(data.targets), int), np.ones(len(data.targets), int)
+    ranks = RetrievalRanks(above=none, tied=len(data.classes) * ones, right=ones, first=none)
     return {f"acc{k}": ranks.hit(k) for k in CUTS}
 
 
-def majority_class_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
+def majority_class_hits(data: ClassificationSet) -> dict[str, np.ndarray]:
     """Return the hits of the majority classes, the most frequent first."""
-    by_frequency = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
-    rank = np.argsort(by_frequency)[found.targets]
+    by_frequency = np.argsort(-np.bincount(data.targets, minlength=len(data.classes)), kind="stable")
+    rank = np.argsort(by_frequency)[data.targets]
     return {f"acc{k}": (rank < k).astype(float) for k in CUTS}
 
 
-def undefined_metrics(found: ClassificationSet) -> Mapping[str, str]:
+def undefined_metrics(data: ClassificationSet) -> Mapping[str, str]:
     """Return the undefined metrics and the reason."""
-    few = len(found.classes) <= CUTS[-1]
-    return {f"acc{CUTS[-1]}": f"there are only {len(found.classes)} classes"} if few else {}
+    few = len(data.classes) <= CUTS[-1]
+    return {f"acc{CUTS[-1]}": f"there are only {len(data.classes)} classes"} if few else {}
 
 
-def _templates(found: ClassificationSet, config: ClassificationConfig) -> str | Sequence[str]:
-    templates = config.templates or found.templates
+def _templates(data: ClassificationSet, config: ClassificationConfig) -> str | Sequence[str]:
+    templates = config.templates or data.templates
     if not templates:
         raise UserError(
             f"{config.data}: expected {TEMPLATES_FILE} next to it, or 'templates:' openai_imagenet, simple or a "
             "list of strings"
         )
     if not config.templates:
-        _check_templates(templates, f"{found.source}: {TEMPLATES_FILE}")
+        _check_templates(templates, f"{data.source}: {TEMPLATES_FILE}")
     return templates
 
 
@@ -212,23 +212,23 @@ def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalR
     return RetrievalRanks(above=above, tied=tied, right=np.ones_like(tied), first=first)
 
 
-def items_table(found: ClassificationSet, ranks: RetrievalRanks) -> pd.DataFrame:
+def items_table(data: ClassificationSet, ranks: RetrievalRanks) -> pd.DataFrame:
     """Build one item per image; its ``category`` is index and name of the class, because names may repeat."""
     import pandas as pd
 
     hits = {f"acc{k}": ranks.hit(k) for k in CUTS}
     return pd.DataFrame(
         {
-            "item": found.images,
-            "image": found.images,
-            IMAGE_HASH: [digest[:16] for digest in found.image_hashes],
+            "item": data.images,
+            "image": data.images,
+            IMAGE_HASH: [digest[:16] for digest in data.image_hashes],
             "direction": "",
-            "category": [f"{target} {found.classes[target]}" for target in found.targets],
+            "category": [f"{target} {data.classes[target]}" for target in data.targets],
             "question": "",
-            "prediction": [found.classes[index] for index in ranks.first],
-            "target": [found.classes[index] for index in found.targets],
+            "prediction": [data.classes[index] for index in ranks.first],
+            "target": [data.classes[index] for index in data.targets],
             "score": hits["acc1"],
-            "thumbnail": thumbnails(found.images, found.open),
+            "thumbnail": thumbnails(data.images, data.open),
             **hits,
         }
     )

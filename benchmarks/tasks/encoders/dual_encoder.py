@@ -34,8 +34,8 @@ class DualEncoder:
     @property
     def settings(self) -> Entries:
         """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``)."""
-        found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-        return {**self.preprocessing, **PIXELS, "precision": self.precision, **found}
+        versions = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
+        return {**self.preprocessing, **PIXELS, "precision": self.precision, **versions}
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:

@@ -55,7 +55,7 @@ class LinearProbeConfig(BenchmarkConfig):
 
 def data_hash(config: LinearProbeConfig) -> str:
     """Return the SHA-256 of the images of both splits and their classes."""
-    return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
+    return hashlib.sha256("".join(images.hash for images in _load(config)).encode()).hexdigest()
 
 
 @benchmark(
@@ -73,28 +73,28 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
     from benchmarks.tasks.encoders.embedding import image_embeddings
 
     train, test = _load(config)
-    for found in (train, test):
-        log_skipped(found)
+    for part in (train, test):
+        log_skipped(part)
     train_features = image_embeddings(model, train.open, train.images, train.image_hashes).cpu().numpy()
     test_features = image_embeddings(model, test.open, test.images, test.image_hashes).cpu().numpy()
     strength = select_c(train_features, train.targets)
     classifier = fit_classifier(train_features, train.targets, strength, config.name)
     scores = np.full((len(test_features), len(test.classes)), -1e9)  # of classes that train does not contain
-    found_scores = classifier.predict_log_proba(test_features)
+    known_scores = classifier.predict_log_proba(test_features)
     # the smallest C, which is selected where all classify equally well, gives log probabilities so close that distinct
     # ones would count as ties: their multiples have the same order
-    spread = np.ptp(found_scores, axis=1).max()
-    scores[:, classifier.classes_] = found_scores / spread if 1e-9 < spread < 1 else found_scores
+    spread = np.ptp(known_scores, axis=1).max()
+    scores[:, classifier.classes_] = known_scores / spread if 1e-9 < spread < 1 else known_scores
     items = classification.items_table(test, classification.class_ranks(iter([scores]), test.targets))
     learned = {*train.image_hashes}
     seen = np.array([content in learned for content in test.image_hashes])
     selected_c = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
-    found_metrics = classification.metrics(items, test) | {"C": compute_metric(items, selected_c, strength)}
+    metrics = classification.metrics(items, test) | {"C": compute_metric(items, selected_c, strength)}
     if seen.any():
         items = items.assign(in_train=seen.astype(float), acc1_unseen=items["acc1"].where(~seen))
         in_train = MetricSpec(label="test images in train", columns=("in_train",), higher_is_better=None)
         unseen = MetricSpec(label="acc@1, images not in train", columns=(UNSEEN_ACCURACY,))
-        found_metrics |= {
+        metrics |= {
             IN_TRAIN: compute_metric(items, in_train),
             UNSEEN_ACCURACY: compute_metric(items, unseen),
         }
@@ -104,7 +104,7 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
             f"{100 * items['acc1_unseen'].mean():.1f}"
         )
     return Evaluation(
-        metrics=found_metrics,
+        metrics=metrics,
         primary=classification.PRIMARY,
         missing_metrics=classification.undefined_metrics(test),
         protocol={"task": "linear probe"}
@@ -181,8 +181,8 @@ def _one_in(targets: np.ndarray) -> int | None:
 def _describe_selection(targets: np.ndarray) -> str:
     if (every := _one_in(targets)) is None:
         return f"{DEFAULT_C:g}, because train has one image per class"
-    found = f"best of 1e-6 to 1e6, 8 per decade, by halving steps, on 1 in {every} images of train"
-    return f"{found}; then refitted on all of train"
+    selection = f"best of 1e-6 to 1e6, 8 per decade, by halving steps, on 1 in {every} images of train"
+    return f"{selection}; then refitted on all of train"
 
 
 def validation_mask(targets: np.ndarray, every: int = _HELD_OUT) -> np.ndarray:

@@ -69,16 +69,16 @@ def evaluate(model: EvalModel, config: LongRetrievalConfig) -> Evaluation:
     index_of = {text: index for index, text in enumerate(unique)}
     images = image_embeddings(model, captions.open, captions.images, captions.image_hashes, "encoder")
     vectors = text_embeddings(model, unique)
-    found = {
+    metrics = {
         name: compute_ranks(images, vectors[[index_of[text] for text in texts]], captions.pairs, model.processes)
         for name, texts in versions.items()
     }
-    items = retrieval.items_of(captions, found[""])
+    items = retrieval.items_of(captions, metrics[""])
     truncated = truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
     columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
     chance: dict[str, np.ndarray] = {}
     for name in versions:
-        columns |= retrieval.hit_columns(found[name], name) if name else {}
+        columns |= retrieval.hit_columns(metrics[name], name) if name else {}
         chance |= retrieval.hit_columns(retrieval.chance_ranks(captions), name)
     items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
     chance |= _by_length(chance, captions, config.word_limits)

@@ -33,7 +33,7 @@ class MtebEncoder(AbsEncoder):
 
     def encode(self, inputs: Any, **_: Any) -> torch.Tensor:
         """Return (N, D) vectors of the rows of mteb's ``DataLoader``."""
-        model, found = self.encoder.model, []
+        model, rows = self.encoder.model, []
         with torch.inference_mode():
             for batch in inputs:
                 vectors = []
@@ -42,5 +42,5 @@ class MtebEncoder(AbsEncoder):
                 if "image" in batch:
                     pixels = torch.stack([self.encoder.preprocess(image) for image in batch["image"]])
                     vectors.append(model.encode_image(pixels.to(self.device)))
-                found.append(sum(vectors[1:], vectors[0]).float().cpu())
-        return torch.cat(found)
+                rows.append(sum(vectors[1:], vectors[0]).float().cpu())
+        return torch.cat(rows)

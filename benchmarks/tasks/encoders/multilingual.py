@@ -64,8 +64,8 @@ def evaluate(model: EvalModel, config: MultilingualConfig) -> Evaluation:
     images = image_embeddings(model, first.open, first.images, first.image_hashes, "encoder")
     tables = {}
     for language, captions in sets.items():
-        found = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)
-        tables[language] = retrieval.items_of(captions, found, with_thumbnails=captions is first).set_index("item")
+        ranks = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)
+        tables[language] = retrieval.items_of(captions, ranks, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
     hits = {name: retrieval.hit_columns(retrieval.chance_ranks(captions)) for name, captions in sets.items()}
     chance = _join({name: table.assign(**hits[name]) for name, table in tables.items()})

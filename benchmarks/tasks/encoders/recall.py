@@ -96,7 +96,7 @@ def _pair_similarities(images: torch.Tensor, captions: torch.Tensor, pairs: torc
     """(P,) similarity of each matching pair."""
     import torch
 
-    found = torch.empty(len(pairs), dtype=images.dtype, device=images.device)
+    similarities = torch.empty(len(pairs), dtype=images.dtype, device=images.device)
     size = min(len(pairs), 512)  # pairs per chunk, written into the same buffer: new buffers would add up
     left, right = (torch.empty(size, images.shape[1], dtype=images.dtype, device=images.device) for _ in range(2))
     for start in range(0, len(pairs), size):
@@ -104,8 +104,8 @@ def _pair_similarities(images: torch.Tensor, captions: torch.Tensor, pairs: torc
         first, second = left[: len(block)], right[: len(block)]
         torch.index_select(images, 0, block[:, 0], out=first)
         torch.index_select(captions, 0, block[:, 1], out=second)
-        torch.sum(first.mul_(second), dim=1, out=found[start : start + size])
-    return found
+        torch.sum(first.mul_(second), dim=1, out=similarities[start : start + size])
+    return similarities
 
 
 @dataclass
@@ -162,11 +162,11 @@ class _Queries:
         import torch
 
         tied = torch.maximum(self.reached - self.above, self.right)  # rounding may exclude the right answer itself
-        return RetrievalRanks(*(found.cpu().numpy() for found in (self.above, tied, self.right, self.first)))
+        return RetrievalRanks(*(counts.cpu().numpy() for counts in (self.above, tied, self.right, self.first)))
 
 
-def _count(found: torch.Tensor) -> torch.Tensor:
+def _count(mask: torch.Tensor) -> torch.Tensor:
     """(q,) number of true values per row; summed as bytes, which is several times faster than as booleans."""
     import torch
 
-    return found.view(torch.uint8).sum(dim=1, dtype=torch.int32)
+    return mask.view(torch.uint8).sum(dim=1, dtype=torch.int32)

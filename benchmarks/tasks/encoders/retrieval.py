@@ -130,16 +130,16 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def items_of(
-    captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True
+    captions: CaptionSet, ranks: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True
 ) -> pd.DataFrame:
     """One row per image, then one row per caption, each with its ranks and hits.
 
     Args:
-        found: image → caption and caption → image. A caption of several images belongs to the cluster of the first.
+        ranks: image → caption and caption → image. A caption of several images belongs to the cluster of the first.
     """
     import pandas as pd
 
-    to_captions, to_images = found
+    to_captions, to_images = ranks
     texts, images = captions.texts, list(captions.images)
     by_image = pd.DataFrame(
         {
@@ -176,14 +176,14 @@ def items_of(
     items = pd.concat([by_image, by_caption], ignore_index=True)
     items[IMAGE_HASH] = [*hashes, *(hashes[image] for image in owner)]
     blockers = np.concatenate([owner[to_captions.first], to_images.first])
-    alone = np.concatenate([(each.above == 1) & (each.tied == each.right) for each in found])
+    alone = np.concatenate([(each.above == 1) & (each.tied == each.right) for each in ranks])
     items[BLOCKER] = [images[image] if only else None for image, only in zip(blockers, alone, strict=True)]
-    return items.assign(**hit_columns(found))
+    return items.assign(**hit_columns(ranks))
 
 
-def hit_columns(found: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
+def hit_columns(ranks: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
     """Item columns of ranks and hits: images' first, then captions', NaN for the other direction."""
-    to_captions, to_images = found
+    to_captions, to_images = ranks
     images, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
     columns = {}
     for direction, rank in (("i2t", to_captions), ("t2i", to_images)):

@@ -162,10 +162,10 @@ def ptb_tokenize(lines: Sequence[str]) -> list[str]:
         done = subprocess.run(
             [*command, "-preserveLines", "-lowerCase", str(file)], capture_output=True, check=True, encoding="utf-8"
         )
-    found = done.stdout.split("\n")
-    if len(found) < len(clean):
-        raise RuntimeError(f"the caption tokenizer returned {len(found)} lines for {len(clean)} captions")
-    return found[: len(clean)]
+    tokenized = done.stdout.split("\n")
+    if len(tokenized) < len(clean):
+        raise RuntimeError(f"the caption tokenizer returned {len(tokenized)} lines for {len(clean)} captions")
+    return tokenized[: len(clean)]
 
 
 def _python_tokens(line: str) -> str:

@@ -141,16 +141,16 @@ def _paths(data_files: Any) -> list[str]:
 def _file_hash(folder: Path, file: str, info: Any) -> str:
     """SHA-256 of a downloaded file, which must match the Hub's."""
     path = folder / file
-    found = file_hash(path)
+    hashed = file_hash(path)
     if info.lfs is not None:
-        matches = found == info.lfs.sha256
+        matches = hashed == info.lfs.sha256
     else:
         content = path.read_bytes()  # small: large files are stored by their SHA-256
         matches = info.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
     if not matches:
         _forget(folder, path)
         raise UserError(f"{path}: damaged download (its hash is not the Hub's), removed; run the command again")
-    return found
+    return hashed
 
 
 def _forget(folder: Path, path: Path) -> None:

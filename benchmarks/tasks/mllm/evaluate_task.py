@@ -122,8 +122,8 @@ def evaluate_task(
         metrics |= blind_metrics(items, metrics)
     items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
     if metrics and "generate_until" in str(task.config.output_type):
-        found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
-        metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
+        with_unread = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
+        metrics |= {name: compute_metric(items, spec) for name, spec in with_unread.items()}
         if metrics[UNREAD].value > MAX_UNREAD:
             first = items[items[UNREAD] > 0].iloc[0]
             log_info(
@@ -213,7 +213,7 @@ def _add_blind_runs(
     """Answer and score the blind runs, and add their columns to the items, unless the judge returns no grades: then its
     reason is returned.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    runs: dict[str, Mapping[str, Any]] = {}
     numbers: Sequence[int] = ()
     for view in views:
         with model.seeing(view):
@@ -223,13 +223,13 @@ def _add_blind_runs(
         reader = None if entry.own else TASK_METRICS.get(entry.task)
         reader = reader or default_task_metrics(scored.samples, dict(scored.values), task.higher_is_better())
         answers = [str(sample["filtered_resps"][0]).strip() for sample in scored.samples]
-        found[view.kind] = {
+        runs[view.kind] = {
             **reader.columns(scored.samples, scored.captions),
             "prediction": np.array(answers, object),
         }
         numbers = view.numbers
     places = {int(item): row for row, item in enumerate(items["item"])}
-    add_blind_columns(items, [places[number] for number in numbers], found)
+    add_blind_columns(items, [places[number] for number in numbers], runs)
     return ""
 
 

@@ -93,16 +93,16 @@ def record_image(name: str, image: Image, recorded: set[str]) -> QuestionImage:
 
 def question_images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImage]:
     """Question index → its first image, as recorded by this suite's model, or read again if answers were cached."""
-    found = {number: image for (_, number), image in getattr(model, "images", {}).items()}
-    if found.keys() >= set(numbers):
-        return found
-    found, recorded = {}, set[str]()
+    images = {number: image for (_, number), image in getattr(model, "images", {}).items()}
+    if images.keys() >= set(numbers):
+        return images
+    images, recorded = {}, set[str]()
     for number in numbers:
         visuals = task.doc_to_visual(task.eval_docs[number]) or []
         first = next((visual for visual in visuals if isinstance(visual, Image)), None)
         if first is not None:
-            found[number] = record_image(image_hash_name(first), first, recorded)
-    return found
+            images[number] = record_image(image_hash_name(first), first, recorded)
+    return images
 
 
 # Groups of questions
@@ -123,7 +123,7 @@ _GROUPS: Mapping[str, Callable[[Mapping[str, Any]], Hashable]] = {
 """Directory of lmms-eval's tasks → the group of questions that a point is given for; MMBench's is its index's."""
 
 
-def in_whole_groups(found: Mapping[int, Item], docs: Sequence[Mapping[str, Any]], folder: str) -> dict[int, Item]:
+def in_whole_groups(items: Mapping[int, Item], docs: Sequence[Mapping[str, Any]], folder: str) -> dict[int, Item]:
     """The entries by question whose group of orders (MMBench), of pairs (MME) or of variants has an entry for each.
 
     lmms-eval scores a group by the members that it is given: MMBench's circular accuracy, of the first orders alone,
@@ -136,10 +136,10 @@ def in_whole_groups(found: Mapping[int, Item], docs: Sequence[Mapping[str, Any]]
         indices = [doc.get("index") for doc in docs]
         # indices that repeat are of something else: images, or rows of each category
         if not all(isinstance(index, int) for index in indices) or len({*indices}) < len(docs):
-            return dict(found)
+            return dict(items)
         groups = [int(doc["index"]) % CIRCULAR for doc in docs]
-    broken = {groups[number] for number in range(len(docs)) if number not in found}
-    return {number: each for number, each in found.items() if groups[number] not in broken}
+    broken = {groups[number] for number in range(len(docs)) if number not in items}
+    return {number: each for number, each in items.items() if groups[number] not in broken}
 
 
 def circular_groups(samples: Sequence[Sample]) -> np.ndarray:

@@ -120,9 +120,9 @@ class LlavaBridgeModel(lmms):
                     size = self.batch_size * _WINDOW
                     for start in range(0, len(mine), size):
                         window = mine[start : start + size]
-                        for found in answer([requests[index] for index in window]):
-                            self.cache.add({keys[window[index]]: text for index, text in found.items()})
-                            progress.advance(len(found))
+                        for answered in answer([requests[index] for index in window]):
+                            self.cache.add({keys[window[index]]: text for index, text in answered.items()})
+                            progress.advance(len(answered))
 
         run_on_all(self.processes, work)
         for known, images in all_gather_objects((self.cache.known, self.images)) if self.processes.count > 1 else []:
@@ -158,9 +158,9 @@ class LlavaBridgeModel(lmms):
         if other := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
             raise UserError(f"{other.task_name}: likelihoods without a question are not supported")
         keys = [_key(request, self._continuation(request), self.view, self.selection) for request in requests]
-        found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
+        likelihoods = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
         # lmms-eval converts any other pair to text (``unwrap_generation_output``), which its scorers cannot read
-        return [GenerationResult((loss, greedy)) for loss, greedy in found]
+        return [GenerationResult((loss, greedy)) for loss, greedy in likelihoods]
 
     def _likelihoods(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         from llava_bridge import loglikelihoods
@@ -208,13 +208,13 @@ class LlavaBridgeModel(lmms):
             return names
 
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(read, requests))
-        for request, names in zip(requests, found, strict=True):
+            images = list(pool.map(read, requests))
+        for request, names in zip(requests, images, strict=True):
             if names and self.record_images and self.view is None:
                 *_, doc_id, task, _ = request.args
                 record = record_image(names[0], unique[names[0]], self._image_names)
                 self.images.setdefault((task, doc_id), record)  # each option of a question is a request
-        return [[unique[name] for name in names] for names in found]
+        return [[unique[name] for name in names] for names in images]
 
 
 class ServedLlava(LlavaBridgeModel):
@@ -347,8 +347,8 @@ def _image_key(documents: Any) -> Callable[[int], str]:
             raw = raw.cast_column(name, datasets.Image(decode=False))
 
         def content_hash(number: int) -> str:
-            found = [raw[number][name] or {} for name in images]
-            return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
+            contents = [raw[number][name] or {} for name in images]
+            return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in contents)).hexdigest()
 
         return content_hash
     if names:

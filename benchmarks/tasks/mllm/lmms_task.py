@@ -42,9 +42,9 @@ class TaskConfig(BlindConfig):
     @property
     def benchmark(self) -> LmmsTask:
         """The benchmark that these are the settings of."""
-        found = get_benchmark(self.entry)
-        assert isinstance(found, LmmsTask)
-        return found
+        benchmark = get_benchmark(self.entry)
+        assert isinstance(benchmark, LmmsTask)
+        return benchmark
 
 
 @dataclass(frozen=True, kw_only=True)

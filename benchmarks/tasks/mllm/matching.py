@@ -88,11 +88,11 @@ def unread_keys(answers: Sequence[Answer], scores: Collection[str]) -> list[str]
         scores: names of metrics: lmms-eval's samples have a key for each.
     """
     counts = Counter(key for answer in answers for key in answer.row if key not in _KEYS and key not in scores)
-    found = []
+    keys = []
     for key, count in counts.most_common():
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.75)
-        found.append(f"'{key:.80}' ({count:,} answers{f'; did you mean {near[0]!r}?' if near else ''})")
-    return found
+        keys.append(f"'{key:.80}' ({count:,} answers{f'; did you mean {near[0]!r}?' if near else ''})")
+    return keys
 
 
 def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,10 +122,8 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     if isinstance(text, list):
         raise UserError(f"{where}: {name}: expected one answer, got {len(text)} (of repeated runs)")
     if not isinstance(text, str):
-        found = "none" if name is None else f"{json.dumps(text)} as '{name}'"
-        raise UserError(
-            f"{where}: expected a string as 'answer', 'text' (LLaVA's) or 'resps' (lmms-eval's), got {found}"
-        )
+        got = "none" if name is None else f"{json.dumps(text)} as '{name}'"
+        raise UserError(f"{where}: expected a string as 'answer', 'text' (LLaVA's) or 'resps' (lmms-eval's), got {got}")
     number, image, doc, target = (row.get(key) for key in ("doc_id", "image", "doc", "target"))
     id_name = next((key for key in ID_COLUMNS if row.get(key) is not None), "question_id")
     id = row.get(id_name)
@@ -277,20 +275,20 @@ def match(
     Raises:
         UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
-    found: list[Match] = []
+    matches: list[Match] = []
     for key in _candidate_keys(answers, docs, prompts):
         each = _assign(key, answers, docs)
         if each is None:
             continue
         if not each.unmatched and not each.num_unanswered:
             return each
-        found.append(each)
-    if not found:
+        matches.append(each)
+    if not matches:
         sizes = f"{len(answers)} answers and {len(docs)} questions"
         ids = [name for name in ID_COLUMNS if len({str(doc[name]) for doc in docs if name in doc}) == len(docs)]
         names = " or ".join(map(repr, ["doc_id", *ids]))
         raise UserError(f"{file}: neither ids nor texts match its {sizes} (expected {names})")
-    best = max(found, key=lambda each: len(each.answers))
+    best = max(matches, key=lambda each: len(each.answers))
     is_partial = bool(best.answers) and (not best.unmatched or best.compares_texts)
     if partial and is_partial:
         return best
@@ -429,8 +427,8 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         matched = {number: each for number, each in matched.items() if number not in contradicted}
     pairs = {number: answers[matched[number][0]] for number in sorted(matched)}
     used = {index for index, _ in matched.values()} | {*repeated, *itertools.chain(*contested.values())}
-    found = Counter(name for _, name in matched.values())
-    counts = {name: n for step in _NORMALIZATIONS for name, n in found.items() if name.startswith(step.name)}
+    per_name = Counter(name for _, name in matched.values())
+    counts = {name: n for step in _NORMALIZATIONS for name, n in per_name.items() if name.startswith(step.name)}
     return Match(
         answers=pairs,
         key=f"{key.name}, with the question in each prompt" if key.verified else key.name,

@@ -57,9 +57,9 @@ def read_record(root: Path) -> dict[str, Any]:
         UserError: the record cannot be read.
     """
     try:
-        found = safe_json_loads((root / DOWNLOAD_RECORD).read_text(encoding="utf-8"))["datasets"]
+        record = safe_json_loads((root / DOWNLOAD_RECORD).read_text(encoding="utf-8"))["datasets"]
         return {str(name): {"revision": str(each["revision"]), "files": dict(each["files"])}
-                for name, each in found.items()}  # fmt: skip
+                for name, each in record.items()}  # fmt: skip
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,8 +122,8 @@ def _definitions() -> tuple[Path, dict[str, Path], dict[str, list[str]]]:
         if group:
             # members are names, or mappings with a name
             listed = [task[1]] if task else yaml.load(text, _Plain).get("task") or []
-            found = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in listed]
-            groups.setdefault(group[1], []).extend(name for name in found if isinstance(name, str))
+            names = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in listed]
+            groups.setdefault(group[1], []).extend(name for name in names if isinstance(name, str))
     return folder, tasks, groups
 
 
@@ -183,15 +183,15 @@ def definition(path: Path) -> dict[str, Any]:
 def _read_definition(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """A file's own definitions, and the files that it includes."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
+        definition = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({error_reason(error)})") from None
-    if not isinstance(found, dict):
+    if not isinstance(definition, dict):
         raise UserError(f"{path}: expected the definition of a task, 'task: NAME' and so on")
-    names = found.get("include") or []
-    return found, [path.parent / name for name in ([names] if isinstance(names, str) else names)]
+    names = definition.get("include") or []
+    return definition, [path.parent / name for name in ([names] if isinstance(names, str) else names)]
 
 
 def definition_files(path: Path) -> list[Path]:
@@ -241,18 +241,18 @@ def own_task(task: str) -> tuple[str, Path] | None:
 
 
 def _own_tasks(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
         name = _task_name(path)
-        if name is not None and name in found:
-            raise UserError(f"task: {folder}: two files define the task {name}: {found[name].name} and {path.name}")
-        found |= {} if name is None else {name: path}
-    return found
+        if name is not None and name in files:
+            raise UserError(f"task: {folder}: two files define the task {name}: {files[name].name} and {path.name}")
+        files |= {} if name is None else {name: path}
+    return files
 
 
 def _task_name(path: Path) -> str | None:
-    found = _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
-    return found[1] if found else None
+    stated = _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
+    return stated[1] if stated else None
 
 
 def definition_hash(path: Path) -> str:

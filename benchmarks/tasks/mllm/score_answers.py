@@ -96,19 +96,19 @@ def run_score(config: ScoreConfig) -> None:
         log_info(f"{config.answers}: keys that are not read: {', '.join(unread)}")
     has_prompts = all(answer.prompt is not None for answer in answers)
     prompts = [str(_call(task.doc_to_text, doc) or "") for doc in docs] if has_prompts else []
-    found = match(answers, docs, config.answers, partial=config.partial, prompts=prompts)
-    reject_contradictions(found.answers, docs, task, config.answers)
-    matched = in_whole_groups(found.answers, docs, entry.folder)
+    matches = match(answers, docs, config.answers, partial=config.partial, prompts=prompts)
+    reject_contradictions(matches.answers, docs, task, config.answers)
+    matched = in_whole_groups(matches.answers, docs, entry.folder)
     if not matched:
         raise UserError(
             f"{config.answers}: expected a question of '{config.task}' with answers to all its orders or pairs"
         )
     counts = (
-        f"{len(found.answers):,} of {len(docs):,} questions answered ({found.summary()}); "
-        f"{len(found.unmatched):,} answers without a question, {found.num_unanswered:,} questions without an answer"
+        f"{len(matches.answers):,} of {len(docs):,} questions answered ({matches.summary()}); "
+        f"{len(matches.unmatched):,} answers without a question, {matches.num_unanswered:,} questions without an answer"
     )
-    if len(matched) < len(found.answers):
-        counts += f"; {len(found.answers) - len(matched):,} answers not used, to questions that lack others' answers"
+    if len(matched) < len(matches.answers):
+        counts += f"; {len(matches.answers) - len(matched):,} answers not used, to questions that lack others' answers"
     log_info(f"{config.answers}: {counts}")
     numbers = list(matched)
     about: Entries = {"prompt": "precomputed", "decoding": "precomputed", "input_model": "precomputed answers"}
@@ -196,8 +196,8 @@ def reject_contradictions(
     """
     prompts = [""] * len(docs)
     if any(answer.input is not None for answer in answers.values()):
-        found = [_call(task.doc_to_text, doc) for doc in docs]
-        prompts = [normalize_text(prompt) if isinstance(prompt, str) else "" for prompt in found]
+        questions = [_call(task.doc_to_text, doc) for doc in docs]
+        prompts = [normalize_text(prompt) if isinstance(prompt, str) else "" for prompt in questions]
     all_prompts = frozenset(prompts)
     ids = {column: {str(doc.get(column)): n for n, doc in enumerate(docs)} for column in ID_COLUMNS}
     wrong = []

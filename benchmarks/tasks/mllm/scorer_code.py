@@ -45,19 +45,19 @@ def scorer_hash(task: str, own: str = "") -> str:
 
 def _with_imports(files: set[Path], library: Path) -> tuple[set[Path], bool]:
     """The files and those that they import, of lmms-eval or from their own directory; whether captions are scored."""
-    found, waiting, captions = set[Path](), [*files], False
+    files_read, waiting, captions = set[Path](), [*files], False
     while waiting:
         file = waiting.pop()
-        if file in found:
+        if file in files_read:
             continue
-        found.add(file)
+        files_read.add(file)
         if file.is_relative_to(library) and file.relative_to(library).parts[0] in {"api", "models", file.name}:
             continue  # they are about running models: every task would depend on all of lmms-eval
         for folder, name in _imports(file):
             captions |= name.partition(".")[0] == "pycocoevalcap"
             if module := _module(folder, name, library):
                 waiting.append(module)
-    return found, captions
+    return files_read, captions
 
 
 def _imports(file: Path) -> Iterator[tuple[Path, str]]:

@@ -30,8 +30,8 @@ def decode_as_in_training(task: Any) -> None:
     for splits in {id(each): each for each in (task.dataset, task.dataset_no_image)}.values():
         for documents in splits.values():
             if isinstance(documents, datasets.Dataset):
-                found = {name: _replaced(feature) for name, feature in documents.features.items()}
-                documents.info.features = datasets.Features(found)
+                features = {name: _replaced(feature) for name, feature in documents.features.items()}
+                documents.info.features = datasets.Features(features)
 
 
 def _replaced(feature: Any) -> Any:
@@ -54,15 +54,15 @@ def unsupported_questions(documents: Any, numbers: Iterable[int]) -> list[int]:
         for name, feature in documents.features.items()
         if isinstance(feature.feature if isinstance(feature, lists) else feature, datasets.Image)
     ]
-    wanted, found = list(numbers) if names else [], list[int]()
+    wanted, unsupported = list(numbers) if names else [], list[int]()
     stored = documents.select_columns(names).with_format("arrow")
     for start in range(0, len(wanted), 64):
         batch = wanted[start : start + 64]
         for number, row in zip(batch, stored[batch].to_pylist(), strict=True):
             cells = [cell for value in row.values() for cell in (value if isinstance(value, list) else [value])]
             if any(map(_is_unsupported, cells)):
-                found.append(number)
-    return found
+                unsupported.append(number)
+    return unsupported
 
 
 def _is_unsupported(cell: Any) -> bool:

@@ -517,13 +517,13 @@ def default_task_metrics(
             counts and CIDEr may be in that range by chance, and another model's above.
     """
     names = list(values)
-    found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
-    usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
+    of_samples = {name: [_number(sample.get(name)) for sample in samples] for name in names}
+    usable = {name: np.array(values, float) for name, values in of_samples.items() if not np.isnan(values).all()}
 
     def scale_of(name: str) -> float:
         if name.endswith("CIDEr"):
             return 1.0
-        known = [each for each in (*found[name], values[name]) if each is not None and not np.isnan(each)]
+        known = [each for each in (*of_samples[name], values[name]) if each is not None and not np.isnan(each)]
         return 100.0 if known and min(known) >= 0 and max(known) <= 1 and directions.get(name) is not False else 1.0
 
     factors = {name: scale or scale_of(name) for name in names}

@@ -139,9 +139,9 @@ def _listed(doc: Mapping[str, Any]) -> list[str] | None:
     # columns: A and so on of MMBench, choice_a and so on of SEED-Bench
     for names in ([*ascii_uppercase[:10]], [f"choice_{letter}" for letter in ascii_uppercase[:10].lower()]):
         values = [doc.get(name) for name in names]
-        found = [str(value) for value in values if value is not None and str(value) not in {"", "nan"}]
-        if len(found) > 1:
-            return found
+        texts = [str(value) for value in values if value is not None and str(value) not in {"", "nan"}]
+        if len(texts) > 1:
+            return texts
     return None
 
 
@@ -156,22 +156,22 @@ def _named(text: str, names: str, options: Sequence[str]) -> set[str]:
     if len(alone) == 1 and alone.upper() in names:
         return {alone.upper()}
     last = names[-1]
-    found = set(re.findall(rf"(?<![A-Za-z0-9_])\(([A-{last}])\)", text.upper()))
-    found |= set(re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?=[.):,\]}}*\"]|\s*$)", text, re.MULTILINE))
-    found |= set(
+    letters = set(re.findall(rf"(?<![A-Za-z0-9_])\(([A-{last}])\)", text.upper()))
+    letters |= set(re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?=[.):,\]}}*\"]|\s*$)", text, re.MULTILINE))
+    letters |= set(
         re.findall(rf"(?i:answer|option|choice|letter)(?i:\s+is)?\W{{0,5}}([A-{last}])(?![A-Za-z0-9_'’])", text)
     )
     small = last.lower()  # small letters, where they are no words: "b. because", "the answer is b"
-    found |= {each.upper() for each in re.findall(rf"^\W*([a-{small}])[.):]", text)}
-    found |= {
+    letters |= {each.upper() for each in re.findall(rf"^\W*([a-{small}])[.):]", text)}
+    letters |= {
         each.upper() for each in re.findall(rf"(?i:answer|option)(?i:\s+is)?\W{{1,5}}([a-{small}])(?=\W*$)", text)
     }
     # a letter between spaces names its option, but for the article and the pronoun
-    found |= {
+    letters |= {
         each for each in re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?![A-Za-z0-9_'’])", text) if each not in "AI"
     }
-    if found:
-        return found
+    if letters:
+        return letters
     lowered = text.lower()
     return {
         letter

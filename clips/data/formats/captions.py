@@ -150,19 +150,19 @@ def _read_flickr(location: Location) -> Iterator[Captioned]:
             yield from (_captioned(root, image, [caption]) for image, caption in rows)
             return
     known = (each for each in _FLICKR_LINES if any(map(each.fullmatch, lines[: _ODD_LINES + 2])))
-    pattern, found, odd = next(known, _FLICKR_LINES[-1]), list[Captioned](), list[int]()
+    pattern, records, odd = next(known, _FLICKR_LINES[-1]), list[Captioned](), list[int]()
     for number, line in enumerate(lines, 1):
         if match := pattern.fullmatch(line):
-            found.append(_captioned(root, match["image"], [match["caption"].strip()]))
+            records.append(_captioned(root, match["image"], [match["caption"].strip()]))
         elif line.strip() and (number > 1 or re.search(_SUFFIX, line, re.IGNORECASE)):  # the first may be a header
             odd.append(number)
     if odd:
         first, expected = f"line {odd[0]}", f"expected an image and a caption, got {lines[odd[0] - 1].strip()!r:.80}"
-        if len(odd) > max(_ODD_LINES, len(lines) // 100) or not found:
+        if len(odd) > max(_ODD_LINES, len(lines) // 100) or not records:
             raise UserError(f"{location.path} {first}: {expected}")
-        count = len(odd) + len(found)
+        count = len(odd) + len(records)
         log_info(f"{location.path}: {len(odd)} of {count:,} lines left out; the first is {first}: {expected}")
-    yield from found
+    yield from records
 
 
 # Urban-1k: directories caption and image, a text file for each image

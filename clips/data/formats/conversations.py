@@ -149,8 +149,8 @@ def unread_keys(row: Mapping[str, Any], read: Collection[str], messages: Any = (
     ]
     if isinstance(messages, Mapping):
         messages = [messages]
-    found = {key: None for message in messages for key, value in message.items() if _says_something(value)}
-    return keys + [f"messages.{key}" for key in found if key not in _MESSAGE_KEYS]
+    unread = {key: None for message in messages for key, value in message.items() if _says_something(value)}
+    return keys + [f"messages.{key}" for key in unread if key not in _MESSAGE_KEYS]
 
 
 def _says_something(value: Any) -> bool:
@@ -493,12 +493,12 @@ def _row_paths(batch: Any, name: str) -> list[list[Any]]:
 def _cells(column: Any, name: str) -> list[Any]:
     """The values of a column; an InvalidSampleError for text that is not UTF-8, which parquet writers do not check."""
     try:
-        found: list[Any] = column.to_pylist()
+        cells: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        found = []
+        cells = []
         for value in column:
             try:
-                found.append(value.as_py())
+                cells.append(value.as_py())
             except UnicodeDecodeError as error:
-                found.append(InvalidSampleError(f"{name}: expected UTF-8 text ({error.reason})"))
-    return found
+                cells.append(InvalidSampleError(f"{name}: expected UTF-8 text ({error.reason})"))
+    return cells

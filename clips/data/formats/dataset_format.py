@@ -272,8 +272,8 @@ def captions_of(value: Any) -> list[str]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
     is_number = isinstance(value, numbers.Number) and not isinstance(value, bool)
-    found = "a number" if is_number else "an object" if isinstance(value, Mapping) else type(value).__name__
-    raise InvalidSampleError(f"expected text as a caption, got {found}")
+    kind = "a number" if is_number else "an object" if isinstance(value, Mapping) else type(value).__name__
+    raise InvalidSampleError(f"expected text as a caption, got {kind}")
 
 
 def captions_by_image(records: Iterable[Captioned]) -> Iterable[tuple[LazyImage, list[Any]]]:

@@ -234,9 +234,9 @@ def _parquet_rows(path: str, files: Sequence[tuple[str, str]]) -> Any:
         return parts[0]
     kinds = dict[str, Any]()
     for name in names:
-        found = [part.features[name] for part in parts if name in part.features]
-        if all(kind == found[0] for kind in found):
-            kinds[name] = found[0]
+        features = [part.features[name] for part in parts if name in part.features]
+        if all(kind == features[0] for kind in features):
+            kinds[name] = features[0]
             continue
         types = list(
             dict.fromkeys(part.features.arrow_schema.field(name).type for part in parts if name in part.features)
@@ -391,9 +391,9 @@ def _csv_rows(files: Sequence[tuple[str, str]], layout: _Layout) -> Iterator[Map
                 is_plain = len({line.count(delimiter) for line in stream if line.strip("\r\n")}) == 1
         lines = _csv_cells(name, path, delimiter, is_plain=is_plain)
         if has_header:
-            found = tuple(cell.strip() for cell in next(lines, (0, columns))[1])  # a part may be empty
-            if found != columns:
-                raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
+            header = tuple(cell.strip() for cell in next(lines, (0, columns))[1])  # a part may be empty
+            if header != columns:
+                raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(header)}")
         for line, cells in lines:
             if len(cells) != len(columns):
                 expected = f"expected {len(columns)} cells, as in the {'header' if has_header else 'first line'}"
@@ -502,7 +502,7 @@ def utf8_rows(path: str, rows: Any) -> Iterator[Mapping[str, Any]]:
 def read_column(path: str, rows: Any, name: str) -> list[Any]:
     """The values of a column without images; UserError as `utf8_rows`."""
     try:
-        found: list[Any] = rows[name][:]
+        values: list[Any] = rows[name][:]
     except UnicodeDecodeError:
-        found = [row[name] for row in utf8_rows(path, rows.select_columns([name]))]
-    return found
+        values = [row[name] for row in utf8_rows(path, rows.select_columns([name]))]
+    return values

@@ -241,14 +241,14 @@ def _find_image_column(given: str | None, columns: Sequence[str], path: str) -> 
     if given is not None:
         check_column(given, columns, "image_column", path)
         return given
-    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
-    if found is None:
+    column = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    if column is None:
         raise UserError(
             f"{path}: no column of images (columns: {', '.join(columns)}); expected one of "
             f"{', '.join(_IMAGE_COLUMNS)}, or its name as image_column; captions alone have to be joined with paths of "
             "their images first"
         )
-    return found
+    return column
 
 
 def _parse_caption_cell(cell: Any) -> Any:
@@ -260,12 +260,12 @@ def _parse_caption_cell(cell: Any) -> Any:
     if not isinstance(cell, str) or not _LIST_AS_TEXT.fullmatch(cell):
         return cell
     try:
-        found = json.loads(cell)
+        parsed = json.loads(cell)
     except ValueError:
-        found = _python_list(cell)
-    if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
-        return found
-    if found is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
+        parsed = _python_list(cell)
+    if isinstance(parsed, list) and all(text is None or isinstance(text, str) for text in parsed):
+        return parsed
+    if parsed is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
         return cell  # a caption in brackets
     raise InvalidSampleError(f"expected captions, got a list written as text that cannot be read: {cell:.80}")
 
@@ -277,8 +277,8 @@ def _python_list(text: str) -> Any:
     """
     try:
         tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-        found = ast.literal_eval(text.strip())
+        parsed = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
         return None
     types = [kind for kind in tokens if kind != tokenize.NL]
-    return None if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(types) else found
+    return None if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(types) else parsed

@@ -427,14 +427,14 @@ class WebDatasetSource(Source):
                 return
         if unreadable and not extensions:
             raise UserError(unreadable)
-        found = ", ".join(f".{name}" for name in extensions)
+        listed = ", ".join(f".{name}" for name in extensions)
         for field, key in wanted if extensions else []:  # without samples, `open_source` says so
             what = f"{self.config.path}: data source's '{field}' expects"
             if key.startswith("."):
                 if key[1:] not in extensions:
-                    raise UserError(f"{what} a {key} file (found {found})")
+                    raise UserError(f"{what} a {key} file (found {listed})")
             elif "json" not in extensions:
-                raise UserError(f"{what} key '{key}' in a .json file; none (found {found})")
+                raise UserError(f"{what} key '{key}' in a .json file; none (found {listed})")
             elif keys and key not in keys:
                 wrong = unknown_name_error(key, keys, f"key for data source field {field}")
                 raise UserError(f"{self.config.path}: {wrong}")
