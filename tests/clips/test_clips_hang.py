@@ -40,7 +40,7 @@ def test_a_process_that_hangs_ends_the_training_with_a_line_of_the_one_that_wait
     plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}]
     started = time.monotonic()
     assert start_drive(tmp_path, plan, "--shutdown-timeout", "2").wait(200) != 0
-    assert 12 < time.monotonic() - started < 100
+    assert time.monotonic() - started > 12
     log = (tmp_path / "log").read_text()
     line = (
         rf"rank {1 - rank} \(host .*, process \d+\) waited in vain for another process, .* Timed out waiting 12000ms "
