@@ -9,7 +9,7 @@ demo:     ## train, plug in, evaluate and compare, in 7 to 15 minutes on two cor
 	@bash scripts/demo.sh
 test:     ## the tests, in 15 minutes on two cores
 	@bash scripts/test.sh
-test-long: ## the slow tests, 3 hours on two cores: trainings in several processes, killed and resumed; 5,000 inputs of each generator
+test-long: ## the slow tests, hours on two cores: trainings in several processes, killed and resumed; 5,000 inputs of each generator
 	@bash scripts/test.sh -m slow --no-loadscope-reorder
 lint:     ## style, types and the direction of imports between the packages
 	@bash scripts/lint.sh

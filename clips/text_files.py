@@ -49,11 +49,11 @@ def safe_json_loads(content: str | bytes, *, unique: bool = False) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    for key, value in pairs if len(keys) < len(pairs) else ():
-        if keys[key] != value:
+    values = dict(pairs)
+    for key, value in pairs if len(values) < len(pairs) else ():
+        if values[key] != value:
             raise ValueError(f"the key '{key:.80}' has two values")
-    return keys
+    return values
 
 
 MAX_VALUES = 100_000

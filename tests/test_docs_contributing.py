@@ -52,6 +52,9 @@ USES = {
         train(config)
         entries = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
         assert all(0 < entry["alignment_loss"] < 4 for entry in entries), entries
+        contrast_free = clips_world.train_config(
+            shards, Path("none"), recipe={"name": "caption_only", "alignment_loss_weight": 0.5})
+        train(contrast_free)
         plain = clips_world.train_config(shards, Path("plain"), recipe={"name": "clip"})
         recorded = dict(identity("clips train", plain).values)
         del recorded["recipe.alignment_loss_weight"]  # a run of before

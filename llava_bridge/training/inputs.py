@@ -60,7 +60,7 @@ class DeepSpeedFile:
 
     @property
     def for_trainer(self) -> dict[str, Any]:
-        """The settings for HF's Trainer, which fills in "auto": else DeepSpeed would not clip and use float32."""
+        """The settings for HF's Trainer, which fills in "auto"; without them DeepSpeed uses float32 and no clipping."""
         automatic = dict.fromkeys((*_BATCHES, "gradient_clipping"), "auto")
         stated = {key: value for key, value in self.settings.items() if key not in self.ignored}
         return {**automatic, **stated, "bf16": {"enabled": "auto", **stated.get("bf16", {})}}
@@ -72,7 +72,7 @@ class Inputs:
 
     Args:
         config: its config.
-        processes: its training processes: those that the config states, or a launcher's, or one for each visible GPU.
+        processes: its training processes: a launcher's, or those that the config states, or one for each visible GPU.
         models: encoder, llm, llava → their files.
         data: stage → its sources with their hashes.
         deepspeed: stage → its DeepSpeed JSON.
@@ -148,7 +148,7 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
 
 def resolve_processes(config: LlavaTrainConfig) -> int:
     """The number of training processes."""
-    return config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
+    return launcher_world_size() or config.distributed.num_processes or max(1, len(visible_gpus()))
 
 
 def resolve_deepspeed(config: LlavaTrainConfig, name: str, processes: int) -> DeepSpeedFile:

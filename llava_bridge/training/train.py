@@ -58,7 +58,7 @@ def run_train(config: LlavaTrainConfig) -> None:
             )
         if launched is None and config.distributed.num_processes is None and gpus > 1:
             log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
-        config = config.with_processes(launched or processes)
+        config = config.with_processes(processes)
         inputs = dataclasses.replace(inputs, config=config)
         config_file = inputs.work / TRAIN_CONFIG
         with contextlib.ExitStack() as stack:

@@ -22,6 +22,7 @@ from clips.training import checkpoint as checkpointing
 
 
 def run(plan: list[dict[str, Any]]) -> None:
+    checkpointing._FILE_BYTES = 50_000  # several files for each process, as of a large model
     for entry in plan:
         config = parse_config(EncoderTrainConfig, ["--config", entry["config"]], prog="driver")
         assert config is not None

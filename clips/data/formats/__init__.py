@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from clips.data.formats import captions, classes, conversations, pairs, tables, webdataset  # noqa: F401  # register
+from clips.data.formats import captions, classes, conversations, pairs, tables, webdataset  # noqa: F401  # their readers
 from clips.data.formats.dataset_format import (
     FORMATS,
     Captioned,

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from clips.data.formats.conversations import is_llava
-from clips.data.formats.dataset_format import ALL, SPLIT, WHOLE, Captioned, Dataset, Location, of_split, register, whole
+from clips.data.formats.dataset_format import (
+    ALL,
+    LANGUAGE,
+    SPLIT,
+    WHOLE,
+    Captioned,
+    Dataset,
+    Location,
+    of_split,
+    register,
+    whole,
+)
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import FileImage, image_exists
 from clips.data.tar_index import is_clutter
@@ -18,7 +29,6 @@ from clips.errors import UserError
 from clips.safe_text import log_info
 from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
 
-LANGUAGE = ("image_root", "language")
 _PARALLEL_IMAGES = ("filenames.txt", "test_image_names.txt")  # of Flickr30k-200 and XTD200, of XTD10
 _SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
 _FLICKR_LINES = [  # image| number| caption; image| caption; image#number<tab>caption or image,caption

@@ -23,7 +23,7 @@ from clips.text_files import parse_object, read_json
 ALL = "all"  # as a split: every split of the dataset
 WHOLE = "taken whole"  # the split's name in protocols of datasets without splits
 WHOLE_REQUESTS = {"test", "train", ALL}  # stand for such a dataset: the defaults of benchmarks and training, and all
-SPLIT = ("split", "image_root")  # what most formats with splits take
+SPLIT, LANGUAGE = ("split", "image_root"), ("image_root", "language")  # what formats with these take
 IMAGE = "<image>"  # placeholder of an image in the text
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of controls, zero-width characters and blanks
 

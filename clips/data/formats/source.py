@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 
 from clips.core.identity import RUN_ONLY
-from clips.data.formats.dataset_format import FORMATS, Format, captions_of
+from clips.data.formats.dataset_format import FORMATS, LANGUAGE, Format, captions_of
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegativeFloat, PositiveFloat
 
+CAPTION_NAMES = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
+"""Where shards and tables have their captions by default: as this suite writes them."""
 _AUTO = "auto"  # the format's default
 
 
 def training_formats() -> dict[str, Format]:
     """The formats that ``clips train`` reads: with random access, or with captions to list in memory."""
-    needs_language = {"xm3600", "parallel"}  # a setting that sources do not have
     return {
         name: entry
         for name, entry in FORMATS.items()
-        if entry.source or (entry.captions and name not in needs_language)
+        if entry.source or (entry.captions and entry.takes != LANGUAGE)  # a setting that sources do not have
     }
 
 
@@ -54,14 +55,14 @@ class SourceConfig:
             caption is sampled each time; null if there is none. Formats that list captions: "other_sentences" (all
             except the web caption, joined: a substitute for a long caption) or "all_sentences". auto means
             other_sentences for these, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
-        split: karpathy, datasets, and tables with a column ``split``: the split to read, ``all`` for every row.
-            ``train+restval`` is COCO's usual training split in karpathy.
+        split: datasets, tables with a column ``split``, and listed captions with splits (karpathy, docci, …): the split
+            to read, ``all`` for every row. ``train+restval`` is COCO's usual training split in karpathy.
         subset: datasets: the configuration of a Hub dataset that has several.
         streaming: tables, datasets: read remote or local parquet files by row group, and only the required columns,
             instead of copying all files to this disk before training. Copies of row groups are cached in
             ``cache_dir``; ``data.shuffle_buffer_shards`` counts row groups.
-        image_root: tables, karpathy, coco: the directory of images; null means the directory of the table, or "images"
-            next to the JSON file. Paths outside it are rejected.
+        image_root: tables, and formats that list captions: the directory of images; null means the directory of the
+            table, or that of the format, mostly "images" next to its file. Paths outside it are rejected.
         shard_sizes: webdataset: a JSON file with the number of samples of each shard; null means sizes.json next to
             the shards. With it, a shard is opened only when it is needed; remote shards require it (``clips data
             index`` writes it).

@@ -30,7 +30,7 @@ from clips.data.formats.rows import (
     table_rows_of_split,
     utf8_rows,
 )
-from clips.data.formats.source import Record, Sample, Source, SourceConfig, choose_captions
+from clips.data.formats.source import CAPTION_NAMES, Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.formats.webdataset import is_webdataset
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes, named_path
@@ -43,11 +43,10 @@ _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
 _COLUMNS = ("image_column", "caption_columns")
-_NAMES = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}  # as this suite's own data have them
 
 
-@register("table", "source", **_NAMES)
-@register("datasets", "source", **_NAMES)
+@register("table", "source", **CAPTION_NAMES)
+@register("datasets", "source", **CAPTION_NAMES)
 @register(  # a table with the columns of CapsFusion-120M
     "capsfusion", "source", takes=(), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion")
 )
@@ -189,7 +188,7 @@ def read_table(location: Location) -> Dataset[Captioned]:
     "datasets",
     "captions",
     takes=("split", "subset", "image_root", *_COLUMNS),
-    fits=lambda at: is_datasets(at) and not is_webdataset(at),  # img2dataset writes a table next to each shard
+    fits=lambda at: not is_webdataset(at) and is_datasets(at),  # img2dataset writes a table next to each shard
     is_general=True,
 )
 def read_datasets(location: Location) -> Dataset[Captioned]:

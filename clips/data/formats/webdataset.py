@@ -40,7 +40,7 @@ from clips.data.formats.dataset_format import (
     Turn,
     register,
 )
-from clips.data.formats.source import Record, Sample, Source, SourceConfig, choose_captions
+from clips.data.formats.source import CAPTION_NAMES, Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import (
@@ -221,7 +221,7 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
     return Dataset(records=records())
 
 
-@register("webdataset", "source", web_caption="web_caption", synthetic_caption="synthetic_caption")
+@register("webdataset", "source", **CAPTION_NAMES)
 class WebDatasetSource(Source):
     """Tar shards; with a file of their sizes (`SIZES_FILE`), a large or remote shard is opened only when it is needed.
 
