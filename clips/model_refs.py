@@ -151,11 +151,13 @@ class ModelFiles:
     """The files of a model that a reference names.
 
     Args:
+        reference: names these files for a loader, which then asks no Hub: a branch there may have moved since.
         path: its directory or file; None if a library finds the weights by their name.
         local: the path as the reference states it; None for the Hub's copy.
         commit: of the Hub's copy, whose directory has its name.
     """
 
+    reference: str
     path: Path | None = None
     local: str | None = None
     commit: str | None = None
@@ -163,7 +165,9 @@ class ModelFiles:
     @classmethod
     def of(cls, reference: str, path: Path) -> ModelFiles:
         """Those of the path that a reference was resolved to."""
-        return cls(path=path, commit=path.name) if is_on_hub(reference) else cls(path=path, local=reference)
+        if is_on_hub(reference):
+            return cls(reference=str(path), path=path, commit=path.name)
+        return cls(reference=reference, path=path, local=reference)
 
 
 def work_dir(output: str | Path) -> Path:

@@ -54,7 +54,7 @@ def run_swap(config: SwapConfig) -> None:
     from llava_bridge.model.build import LlavaParts, build_llava
     from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
-    model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
+    model, processor = build_llava(LlavaParts.of(config, encoder=encoder.reference, llm=str(directory)))
     stored = AutoConfig.from_pretrained(directory, trust_remote_code=False).dtype
     # encoder and projector stay in float32, as at the start of training, and so does what adapters were merged into
     if stored is not None and not has_adapters(directory):

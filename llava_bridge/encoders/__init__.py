@@ -16,6 +16,7 @@ A source is a module with two functions: ``load(reference, image_size) -> Vision
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,13 +138,14 @@ def resolve_encoder(spec: str) -> ModelFiles:
     if source == "open_clip":
         return ModelFiles.of(reference, require_open_clip_dir(reference))
     if source == "transformers":
-        return ModelFiles.of(reference, require_transformers_dir(reference))
+        files = ModelFiles.of(reference, require_transformers_dir(reference))
+        return dataclasses.replace(files, reference=f"transformers:{files.reference}")
     _, _, origin = reference.partition("@")
     if source != "timm" or origin in {"", "random"}:
-        return ModelFiles()
+        return ModelFiles(reference=spec)
     if not Path(origin).is_file():
         raise UserError(f"encoder: {origin}: no such file (expected safetensors weights, or @random)")
-    return ModelFiles(path=Path(origin), local=origin)
+    return ModelFiles(reference=spec, path=Path(origin), local=origin)
 
 
 def require_open_clip_dir(reference: str) -> Path:

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from llava_bridge.model.image_processing import is_anyres_processor, max_image_t
 from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector, register
 from llava_bridge.model.modeling_vision import EncoderVisionModel, load_with_float32_tower
+from llava_bridge.training.inputs import Inputs
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import add_lora, quantize
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, ValidationConfig
@@ -62,7 +62,7 @@ class StageSetup:
     held_out: Mapping[str, ConversationDataset] = dataclasses.field(default_factory=dict)
 
 
-def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: bool = False) -> StageSetup:
+def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageSetup:
     """Load or build model, in float32, and data of stage ``name``; called in every process.
 
     With ``keep_bf16`` an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
@@ -70,6 +70,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     Raises:
         UserError: parts or data are missing or incompatible.
     """
+    config, models = inputs.config, inputs.models
     stage = config.stage(name)
     sources = [read_samples(data, config.seed) for data in stage.data]
     mixture = [
@@ -86,7 +87,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     model: Any
     stages: list[str] = list(config.stages)
     if position := stages.index(name):
-        before = work / stages[position - 1] / "model"
+        before = inputs.work / stages[position - 1] / "model"
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
         where = f"{before}: the LLaVA of stage align"
         register()
@@ -94,12 +95,10 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
             lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
         )
         processor = AutoProcessor.from_pretrained(before, trust_remote_code=False)
-    elif config.llava is not None:
-        model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
+    elif "llava" in models:
+        model, processor = load_for_training(models["llava"].reference, config.chat_template, keep_bf16=keep_bf16)
     else:
-        assert config.encoder is not None
-        assert config.llm is not None
-        parts = LlavaParts.of(config, encoder=config.encoder, llm=config.llm)
+        parts = LlavaParts.of(config, encoder=models["encoder"].reference, llm=models["llm"].reference)
         model, processor = build_llava(parts, keep_bf16=keep_bf16)
     tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
     states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))

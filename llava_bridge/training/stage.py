@@ -14,7 +14,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +44,6 @@ from llava_bridge.training.setup import (
     set_trainable_parts,
     setup_stage,
 )
-from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import (
     FlushCallback,
     StageCallback,
@@ -72,7 +70,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
     dtype = torch.bfloat16 if bf16 else torch.float32
 
     # The model and what of it trains, the data, the number of steps.
-    setup = setup_stage(config, name, work, keep_bf16=bf16)  # DeepSpeed rounds to bf16 itself
+    setup = setup_stage(inputs, name, keep_bf16=bf16)  # DeepSpeed rounds to bf16 itself
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, dtype)
     shards = enable_feature_cache(setup, dtype, name) if stage.cache_vision_features else None
@@ -151,7 +149,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
         "seconds": round(progress.seconds, 2),
         "threads": torch.get_num_threads(),  # another number adds in another order
     }
-    save_stage_model(setup, config, name, work, summary, rounded=rounded)
+    save_stage_model(setup, inputs, name, summary, rounded=rounded)
     if shards is not None:  # last: the model must not be lost if the cache's disk is full
         shards.flush()
     engine: Any = trainer.deepspeed
@@ -230,7 +228,7 @@ def gather_trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_stage_model(
-    setup: StageSetup, config: LlavaTrainConfig, name: str, work: Path, summary: Mapping[str, Any], *, rounded: bool
+    setup: StageSetup, inputs: Inputs, name: str, summary: Mapping[str, Any], *, rounded: bool
 ) -> None:
     """Write the stage's model atomically, then delete its checkpoints, once it is on the disk; called in every process.
 
@@ -238,6 +236,7 @@ def save_stage_model(
     without this package, if possible. ``rounded``: training has rounded frozen weights; they are then saved from the
     initial setup.
     """
+    config, work = inputs.config, inputs.work
     lora, is_last = config.stage(name).lora, name == config.stages[-1]
     is_sharded = any(hasattr(weight, "ds_tensor") for weight in setup.model.parameters())
     weights = gather_trained_weights(setup.model) if lora is not None or rounded or is_sharded else None
@@ -246,7 +245,7 @@ def save_stage_model(
         shutil.rmtree(partial, ignore_errors=True)
         saved, adapted = setup, None
         if weights is not None:
-            saved = setup_stage(config, name, work)
+            saved = setup_stage(inputs, name)
             adapted = None if lora is None else add_lora(saved.model, lora)
             unknown = saved.model.load_state_dict(weights, strict=False).unexpected_keys
             assert not unknown, unknown

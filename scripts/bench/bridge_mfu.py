@@ -32,6 +32,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clips.typed_data import from_plain
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import set_trainable_parts, setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -131,7 +132,7 @@ def write_llm(args: argparse.Namespace, folder: Path) -> None:
 def operations(config: Path, folder: Path) -> tuple[float, tuple[int, int]]:
     """Operations of forward and backward of a row, on the CPU; the numbers of weights of encoder and LLM."""
     parsed: LlavaTrainConfig = from_plain(LlavaTrainConfig, yaml.safe_load(config.read_text()))
-    setup = setup_stage(parsed, "instruct", folder)
+    setup = setup_stage(resolve_inputs(parsed), "instruct")
     set_trainable_parts(setup, parsed.instruct, "instruct")
     batch = setup.collator([setup.dataset[0]])
     assert not batch.pop("invalid_samples")

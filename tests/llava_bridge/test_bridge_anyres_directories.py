@@ -21,6 +21,7 @@ from llava_bridge.data.inspect_command import InspectConversationsConfig, run_in
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm
 from llava_bridge.model.image_processing import num_image_tokens
 from llava_bridge.model.llava_files import convert_tower_to_transformers, load_for_training
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.setup import set_trainable_parts, setup_stage
 from llava_bridge.training.train_config import AlignConfig, LlavaTrainConfig, StageConfig
 
@@ -144,18 +145,19 @@ def test_align_has_squares_before_tiles(
         align=AlignConfig(**few, image_aspect_ratio="crop", chat_template="plain"),
         instruct=StageConfig(**few, max_length=400),
     )
-    before = setup_stage(config, "align", tmp_path)
+    before = setup_stage(resolve_inputs(config), "align")
     shown = before.collator([before.dataset[0]])
     assert shown["pixel_values"].shape == (1, 3, 32, 32)
     assert int((shown["input_ids"] == before.model.config.image_token_id).sum()) == 16
     set_trainable_parts(before, config.align, "align")
     trained = {name for name, value in before.model.named_parameters() if value.requires_grad}
     assert {name.split(".")[1] for name in trained} == {"multi_modal_projector"}  # not image_newline
-    after = setup_stage(dataclasses.replace(config, stages=["instruct"], align=AlignConfig()), "instruct", tmp_path)
+    alone = dataclasses.replace(config, stages=["instruct"], align=AlignConfig())
+    after = setup_stage(resolve_inputs(alone), "instruct")
     assert after.collator([after.dataset[0]])["pixel_values"].shape == (1, 3, 3, 32, 32)
     assert not after.square_images
     own = dataclasses.replace(config, encoder=None, llm=None, llava=str(stock), image_aspect_ratio="squash")
-    assert setup_stage(own, "align", tmp_path / "none").square_images
+    assert setup_stage(resolve_inputs(own), "align").square_images
 
 
 def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge
 
     def max_length(llava: Path) -> int:
         config = LlavaTrainConfig(output="x", llava=str(llava), stages=["align"], align=stage)
-        return setup_stage(config, "align", tmp_path).dataset.max_length  # type: ignore[no-any-return, union-attr]
+        return setup_stage(resolve_inputs(config), "align").dataset.max_length  # type: ignore[no-any-return, union-attr]
 
     assert max_length(stock) == 400
     model, processor = load_llava(stock, device="cpu")

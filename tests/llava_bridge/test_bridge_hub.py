@@ -14,6 +14,7 @@ import pytest
 import torch
 from bridge_world import config_file
 from original_world import draw_image, write_original, write_tower
+from safetensors.torch import load_file, save_file
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
@@ -33,6 +34,7 @@ from llava_bridge.model.build import load_llm, load_tokenizer
 from llava_bridge.model.llava_checks import resolve_llava_dir, resolve_llm_dir
 from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.training.inputs import resolve_inputs
+from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -149,6 +151,23 @@ def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk
     found = resolve_inputs(config).identity.values
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
     assert (found["inputs.encoder"], found["inputs.llm"]) == (COMMIT, COMMIT)
+
+
+@pytest.mark.parametrize("reference", ["hf-hub:org/eyes", "transformers:org/tower"])
+def test_a_branch_that_moves_changes_nothing_of_a_started_run(reference, hub, original_parts, bridge_talk, tmp_path):
+    put(hub, "tower", write_tower(original_parts, tmp_path / "clip"), COMMIT, "main")
+    path = config_file(tmp_path, "run", bridge_talk, encoder=reference, llm="org/llm", stages=["align"])
+    inputs = resolve_inputs(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").with_processes(1))
+    first = setup_stage(inputs, "align").model.state_dict()
+    for name in ("eyes", "tower", "llm"):
+        later = tmp_path / "later" / name
+        shutil.copytree(hub / f"models--org--{name}" / "snapshots" / COMMIT, later)
+        (weights,) = later.glob("*.safetensors")
+        save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+        put(hub, name, later, "c" * 40, "main")
+    download_from_hub.cache_clear()  # as in another process
+    assert not same(load_llm("org/llm").state_dict(), load_llm(f"org/llm@{COMMIT}").state_dict())
+    assert same(setup_stage(inputs, "align").model.state_dict(), first)
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:

@@ -26,6 +26,7 @@ from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.inference.generate import encode_prompt
 from llava_bridge.model.build import load_llm, make_conversation_encoder
 from llava_bridge.model.llava_files import load_for_training
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.lora import add_lora
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig, LoraConfig
@@ -166,7 +167,7 @@ def test_training_ends_the_answers(hub: Path, bridge_talk: Path, tmp_path: Path)
     config = LlavaTrainConfig(
         output=str(tmp_path / "out"), llava=str(hub), stages=["instruct"], instruct=stage, precision="fp32"
     )
-    setup = setup_stage(config, "instruct", tmp_path)
+    setup = setup_stage(resolve_inputs(config), "instruct")
     sample, tokenizer = setup.dataset[0], setup.processor.tokenizer
     prompt = stock_inputs(hub, [QUESTION], sample["images"][0])["input_ids"][0].tolist()
     assert sample["input_ids"][: len(prompt)] == prompt

@@ -20,6 +20,7 @@ from clips.typed_data import to_yaml
 from llava_bridge import answer, load_llava
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import train as training
+from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -165,7 +166,7 @@ def miniature(name: str, folder: Path, talk: Path, tokenizer_of: Path) -> LlavaT
 @pytest.mark.parametrize("name", PARTS)
 def test_a_step_of_the_last_stage_learns_what_the_recipe_names(name, tmp_path, bridge_talk, bridge_long_llm):
     config = dataclasses.replace(miniature(name, tmp_path, bridge_talk, bridge_long_llm), stages=["instruct"])
-    setup = setup_stage(config, "instruct", tmp_path)
+    setup = setup_stage(resolve_inputs(config), "instruct")
     parts = {"projector", "llm"} if name == LLAVA_1_5 else {"vision", "projector", "llm"}
     assert set(config.instruct.trained_parts("instruct")) == parts
     batch = setup.collator([setup.dataset[index] for index in range(2)])
@@ -207,7 +208,7 @@ def test_every_recipe_trains_its_stages_and_answers(tmp_path, bridge_talk, bridg
 
 
 def test_the_first_stage_learns_plain_captions_of_cropped_images(tmp_path, bridge_talk, bridge_long_llm):
-    setup = setup_stage(miniature(LLAVA_1_5, tmp_path, bridge_talk, bridge_long_llm), "align", tmp_path)
+    setup = setup_stage(resolve_inputs(miniature(LLAVA_1_5, tmp_path, bridge_talk, bridge_long_llm)), "align")
     item: Any = setup.dataset[0]
     assert setup.processor.tokenizer.decode(item["input_ids"]) in {
         f"<s>{'<image>' * 16}{color}\n" for color in bridge_world.COLORS
