@@ -151,7 +151,7 @@ class ModelFiles:
     """The files of a model that a reference names.
 
     Args:
-        reference: names these files for a loader, which then asks no Hub: a branch there may have moved since.
+        reference: names these files for any process: an absolute path, or a commit on the Hub, whose branches move.
         path: its directory or file; None if a library finds the weights by their name.
         local: the path as the reference states it; None for the Hub's copy.
         commit: of the Hub's copy, whose directory has its name.
@@ -166,8 +166,10 @@ class ModelFiles:
     def of(cls, reference: str, path: Path) -> ModelFiles:
         """Those of the path that a reference was resolved to."""
         if is_on_hub(reference):
-            return cls(reference=str(path), path=path, commit=path.name)
-        return cls(reference=reference, path=path, local=reference)
+            repository, commit = reference.partition("@")[0], path.name
+            return cls(reference=f"{repository}@{commit}", path=path, commit=commit)
+        # absolute, as a relative ORG/NAME would be one of the Hub once its directory is gone
+        return cls(reference=str(path.absolute()), path=path, local=reference)
 
 
 def work_dir(output: str | Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 from clips.core import durable
 from clips.core.durable import atomic_write, open_to_umask, reject_files, write_errors_as_user_errors
-from clips.core.identity import Identity, content_hashes, file_hash
+from clips.core.identity import INPUTS, Identity, content_hashes, file_hash
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
@@ -206,13 +206,17 @@ def write_manifest(
         config: the resolved config of the run.
         seed: the seed of the run.
         data: inputs that are not artifacts: name → description (path, hash, counts).
-        parents: input artifacts: name → directory. Their hashes are recorded.
+        parents: input artifacts: name → directory. Their hashes are recorded: those of the run's ``inputs.NAME`` if it
+            has some, as a directory may have changed or gone since the run began.
         known: file name → size, modified_ns and hash, for files hashed while writing.
         identity: values of the run's `clips.core.identity.Identity`; `check_finished` compares them.
         details: further entries, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
-    hashes = {name: {"path": str(path), "hash": directory_hash(path)} for name, path in (parents or {}).items()}
+    hashes = {
+        name: {"path": str(path), "hash": (identity or {}).get(f"{INPUTS}{name}") or directory_hash(path)}
+        for name, path in (parents or {}).items()
+    }
     manifest: dict[str, Any] = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

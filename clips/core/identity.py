@@ -37,7 +37,8 @@ results and cached answers are then recomputed, and outputs of the earlier versi
 """
 RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
-_INPUTS = "inputs."
+INPUTS = "inputs."
+"""Before the name of an input, in the names of an identity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Identity:
             for name in sorted(there.keys() | here.keys())
             if there.get(name) != here.get(name)
             # an input missing on one side is no difference: the initial files of a run may have been removed
-            and not (name.startswith(_INPUTS) and (name in there) != (name in here))
+            and not (name.startswith(INPUTS) and (name in there) != (name in here))
         }
 
     def difference(self, recorded: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> str | None:
@@ -86,7 +87,7 @@ class Identity:
 
     def _completed(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         kind: type = type(self.config)
-        others = {name: value for name, value in recorded.items() if name.startswith(_INPUTS) or name == "version"}
+        others = {name: value for name, value in recorded.items() if name.startswith(INPUTS) or name == "version"}
         settings = with_defaults(nest({name: recorded[name] for name in recorded.keys() - others.keys()}), kind)
         for name in run_only_fields(kind) & {field.name for field in dataclasses.fields(kind)}:
             settings[name] = to_plain(getattr(self.config, name))
@@ -104,7 +105,7 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
         inputs: the run's inputs: name → hash of the content.
     """
     settings = result_settings(to_plain(config), type(config))
-    hashes = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
+    hashes = {f"{INPUTS}{name}": content for name, content in (inputs or {}).items()}
     return Identity(values=redact(settings | hashes) | {"version": version_of(command)}, config=config)
 
 

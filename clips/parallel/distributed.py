@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from clips.safe_text import log_info
 
 EXIT_HUNG = 70
 """Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""
+
+_LIFE_SIGN = 5.0  # seconds; a hang of the others is noticed after much more
 
 Result = TypeVar("Result")
 
@@ -104,8 +107,7 @@ def all_or_none(work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as raised:  # the other processes would wait for this one until the timeout
         error = raised
-    portable = error if error is None or isinstance(error, UserError | OSError) else RuntimeError(error_reason(error))
-    first_error = next(filter(None, all_gather_objects(portable)), None)
+    first_error = next(filter(None, all_gather_objects(_portable(error))), None)
     if error is not None:
         raise error
     if first_error is not None:
@@ -114,12 +116,56 @@ def all_or_none(work: Callable[[], Result]) -> Result:
 
 
 def from_main(work: Callable[[], Result]) -> Result:
-    """Run ``work`` on the main process only; all return its result or raise its error. A collective call."""
-    if not dist.is_initialized():
+    """Run ``work`` on the main process only; all return its result or raise its error. A collective call.
+
+    The work may take hours, in which the other processes wait: the main one tells them that it is alive.
+
+    Raises:
+        UserError, OSError: as ``work``.
+        RuntimeError: for any other error, on the other processes.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return work()
-    values: list[Any] = [all_or_none(lambda: work() if dist.get_rank() == 0 else None)]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+    on_gpu = dist.get_backend() == "nccl"  # which has no collective calls on the CPU
+    signal = torch.zeros(1, device="cuda" if on_gpu else "cpu")
+    if dist.get_rank():
+        while not signal.item():
+            dist.broadcast(signal, 0)
+        answers: list[Any] = [None]
+        dist.broadcast_object_list(answers, src=0)
+        result, error = answers[0]
+        if error is not None:
+            raise error
+        return result
+
+    ended, raised = threading.Event(), None
+    result = None
+
+    def signal_life() -> None:
+        if on_gpu:
+            torch.cuda.set_device(signal.device)
+        with contextlib.suppress(RuntimeError):  # another process has ended: the next call says so
+            while not ended.wait(_LIFE_SIGN):
+                dist.broadcast(signal, 0)
+
+    thread = threading.Thread(target=signal_life, daemon=True)
+    thread.start()
+    try:
+        result = work()
+    except Exception as error:
+        raised = error
+    ended.set()
+    thread.join()
+    dist.broadcast(signal.fill_(1), 0)
+    dist.broadcast_object_list([(result, _portable(raised))], src=0)
+    if raised is not None:
+        raise raised
+    return result
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The error as another process may raise it."""
+    return error if error is None or isinstance(error, UserError | OSError) else RuntimeError(error_reason(error))
 
 
 def wait_for_main_process() -> None:

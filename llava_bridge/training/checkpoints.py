@@ -16,7 +16,7 @@ from clips.core.durable import atomic_write
 from clips.core.identity import file_hash
 from clips.errors import UserError, error_reason
 from clips.loader.invalid_samples import InvalidSamples
-from clips.parallel.distributed import all_gather_objects
+from clips.parallel.distributed import all_gather_objects, from_main
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
 from llava_bridge.training.run_dir import COMPLETE_MARKER
 
@@ -68,12 +68,10 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: all complete ones are damaged.
     """
-    complete = sorted(
-        (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")),
-        key=step_of,
-        reverse=True,
-    )
-    unusable = set(folder.glob("checkpoint-*")) - set(complete)
+    # a shared disk may show them to another node later
+    listed = from_main(lambda: {path: (path / COMPLETE_MARKER).is_file() for path in folder.glob("checkpoint-*")})
+    complete = sorted((path for path, is_complete in listed.items() if is_complete), key=step_of, reverse=True)
+    unusable = listed.keys() - set(complete)
     chosen = damage = None
     for checkpoint in complete:
         if (damage := _find_damage(checkpoint)) is None:

@@ -1,4 +1,4 @@
-"""What a training of a LLaVA reads: checked and resolved once in each process, without torch.
+"""What a training of a LLaVA reads: checked and resolved once, by rank 0, without torch.
 
 The identity of a run is its config with the hashes of encoder, LLM and data.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from clips.core.artifact import directory_hash
 from clips.core.identity import Identity, digest, identity
 from clips.data.remote_files import local_files
-from clips.data.tar_index import read_byte_range
+from clips.data.tar_index import is_clutter, read_byte_range
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import visible_gpus
 from clips.model_refs import ModelFiles, work_dir
@@ -34,6 +34,7 @@ MAX_GRAD_NORM = 1.0
 _DEEPSPEED_CONFIGS = Path(__file__).parent / "deepspeed_configs"
 _BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
+_TEXT_FILES = {".json", ".jsonl", ".jsonlines", ".csv", ".tsv", ".txt"}
 _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 
 
@@ -73,6 +74,7 @@ class Inputs:
     Args:
         config: its config.
         processes: its training processes: a launcher's, or those that the config states, or one for each visible GPU.
+        gpus: number of visible GPUs.
         models: encoder, llm, llava → their files.
         data: stage → its sources with their hashes.
         deepspeed: stage → its DeepSpeed JSON.
@@ -81,6 +83,7 @@ class Inputs:
 
     config: LlavaTrainConfig
     processes: int
+    gpus: int
     models: Mapping[str, ModelFiles]
     data: Mapping[str, Sequence[Mapping[str, Any]]]
     deepspeed: Mapping[str, DeepSpeedFile]
@@ -115,7 +118,8 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
         models["llm"] = ModelFiles.of(config.llm, resolve_llm_dir(config.llm))
     if config.encoder:
         models["encoder"] = resolve_encoder(config.encoder)
-    processes = resolve_processes(config)
+    gpus = len(visible_gpus())
+    processes = launcher_world_size() or config.distributed.num_processes or max(1, gpus)
     deepspeed: dict[str, DeepSpeedFile] = {name: resolve_deepspeed(config, name, processes) for name in config.stages}
     sources = [(f"{name}.data", source) for name in config.stages for source in config.stage(name).data]
     for field, source in [*sources, *((field, source) for field, _, source in config.validation.sources())]:
@@ -134,21 +138,18 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
     }
     for name, described in data.items():
         for index, description in enumerate(described):
-            hashes = {key: description[key] for key in ("hash", "directory_hash") if key in description}
+            hashes = {key: description[key] for key in ("hash", "other_hash", "directory_hash") if key in description}
             contents |= {f"{name}.data[{index}].{key}": content for key, content in hashes.items()}
     for name, file in deepspeed.items():
         if not file.is_shipped:  # which is part of the code
             contents[f"{name}.deepspeed"] = digest(file.settings)
     run = identity("llava-bridge train", config, contents)
-    return Inputs(config=config, processes=processes, models=models, data=data, deepspeed=deepspeed, identity=run)
+    return Inputs(
+        config=config, processes=processes, gpus=gpus, models=models, data=data, deepspeed=deepspeed, identity=run
+    )
 
 
-# ---------------------------------------------------------------- processes, and DeepSpeed's settings
-
-
-def resolve_processes(config: LlavaTrainConfig) -> int:
-    """The number of training processes."""
-    return launcher_world_size() or config.distributed.num_processes or max(1, len(visible_gpus()))
+# ---------------------------------------------------------------- DeepSpeed's settings
 
 
 def resolve_deepspeed(config: LlavaTrainConfig, name: str, processes: int) -> DeepSpeedFile:
@@ -241,23 +242,40 @@ def read_deepspeed_file(name: str, field: str) -> DeepSpeedFile:
 def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
     """A source with the hash of its files (without separate images), and that of its manifest if it has one."""
     files: list[Path] = []
+    others: list[Path] = []
     for listed in local_files(data.path):
         if listed.is_file():
             files.append(listed)
-        else:  # a directory: the files in it from which the format may read conversations
+        else:  # a directory: the files in it from which a format may read conversations
             files += sorted([*listed.glob("*.json"), *listed.glob("*.jsonl")])
-            tables = listed.rglob("*") if data.format in {"conversations", "vqa", "webdataset"} else []
-            files += sorted(file for file in tables if file.suffix in _IMAGE_CONTAINERS)
-    description = {**to_plain(data), "hash": hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()}
+            below = sorted(listed.rglob("*"))
+            if data.format in {"conversations", "vqa", "webdataset"}:
+                files += [file for file in below if file.suffix in _IMAGE_CONTAINERS]
+            # a hash of its own, which earlier versions did not have: so their runs resume
+            known, kinds = {*files}, _IMAGE_CONTAINERS | _TEXT_FILES
+            others += [
+                file
+                for file in below
+                if file.suffix.lower() in kinds
+                and file not in known
+                and not any(map(is_clutter, file.relative_to(listed).parts))
+            ]
+    description = {**to_plain(data), "hash": _hash_of(files)}
+    if others:
+        description["other_hash"] = _hash_of(others)
     path = Path(data.path)
     if path.is_file() and path.with_name("manifest.json").is_file():
         description["directory_hash"] = directory_hash(path.parent)
     return description
 
 
+def _hash_of(files: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()
+
+
 def _file_hash(path: Path) -> str:
     """A file's hash; for one with images, which may be large, the hash of its size and its ends."""
-    if path.suffix not in _IMAGE_CONTAINERS:
+    if path.suffix.lower() not in _IMAGE_CONTAINERS:
         return directory_hash(path)
     size = path.stat().st_size
     ends = [read_byte_range(path, start, _END_BYTES) for start in (0, max(0, size - _END_BYTES))]

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from clips.commandline.commands import EXIT_USER_ERROR
 from clips.commandline.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
@@ -23,6 +24,7 @@ from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
 from clips.safe_text import log_info
 
+Result = TypeVar("Result")
 # Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 _PATIENCE = 3.0  # seconds in which a process that has failed ends
@@ -30,8 +32,10 @@ _PATIENCE = 3.0  # seconds in which a process that has failed ends
 
 def launcher_world_size() -> int | None:
     """Number of processes of the distributed launcher (deepspeed, torchrun); None without one."""
-    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if launched else None
+    given = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
+    if {"RANK", "WORLD_SIZE"} <= given and "LOCAL_RANK" not in given:  # Kubeflow sets these for torchrun
+        raise UserError("RANK and WORLD_SIZE are set without LOCAL_RANK: start the command by torchrun or deepspeed")
+    return int(os.environ["WORLD_SIZE"]) if len(given) == 3 else None
 
 
 def is_main_process() -> bool:
@@ -63,6 +67,20 @@ def barrier() -> None:
     import torch
 
     torch.distributed.barrier()
+
+
+def from_main(work: Callable[[], Result]) -> Result:
+    """As :func:`clips.parallel.distributed.from_main`, without an import of torch before."""
+    from clips.parallel import distributed
+
+    return distributed.from_main(work)
+
+
+def all_gather_objects(value: Result) -> list[Result]:
+    """As :func:`clips.parallel.distributed.all_gather_objects`, without an import of torch before."""
+    from clips.parallel import distributed
+
+    return distributed.all_gather_objects(value)
 
 
 @contextlib.contextmanager

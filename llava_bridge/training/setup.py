@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +19,12 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
 from clips.core.cache import TensorShards, tensor_digest
+from clips.core.identity import digest
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.model.compute import repeated_layers
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.parallel.distributed import all_gather_objects
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.batches import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import join_samples, split_questions
@@ -41,6 +44,8 @@ from llava_bridge.training.inputs import Inputs
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import add_lora, quantize
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, ValidationConfig
+
+_COMPARED = 16  # values at each end of a weight, and samples
 
 
 @dataclasses.dataclass
@@ -62,15 +67,38 @@ class StageSetup:
     held_out: Mapping[str, ConversationDataset] = dataclasses.field(default_factory=dict)
 
 
-def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageSetup:
-    """Load or build model, in float32, and data of stage ``name``; called in every process.
+def load_stage_model(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> tuple[Any, Any]:
+    """The model in float32, and its processor, with which stage ``name`` begins: of the stage before, or of its parts.
 
     With ``keep_bf16`` an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
 
     Raises:
-        UserError: parts or data are missing or incompatible.
+        UserError: parts are missing or incompatible.
     """
     config, models = inputs.config, inputs.models
+    stages: list[str] = list(config.stages)
+    if position := stages.index(name):
+        before = inputs.work / stages[position - 1] / "model"
+        dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
+        where = f"{before}: the LLaVA of stage align"
+        register()
+        model = load_with_float32_tower(
+            lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
+        )
+        return model, AutoProcessor.from_pretrained(before, trust_remote_code=False)
+    if "llava" in models:
+        return load_for_training(models["llava"].reference, config.chat_template, keep_bf16=keep_bf16)
+    parts = LlavaParts.of(config, encoder=models["encoder"].reference, llm=models["llm"].reference)
+    return build_llava(parts, keep_bf16=keep_bf16)
+
+
+def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageSetup:
+    """Model and data of stage ``name``; called in every process. For ``keep_bf16`` see `load_stage_model`.
+
+    Raises:
+        UserError: parts or data are missing or incompatible.
+    """
+    config = inputs.config
     stage = config.stage(name)
     sources = [read_samples(data, config.seed) for data in stage.data]
     mixture = [
@@ -83,23 +111,7 @@ def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageS
             mixture.append(f"{data.path}: keys that are not read: {keys}")
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
 
-    # The model: of the stage before, of a LLaVA, or of encoder and LLM.
-    model: Any
-    stages: list[str] = list(config.stages)
-    if position := stages.index(name):
-        before = inputs.work / stages[position - 1] / "model"
-        dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
-        where = f"{before}: the LLaVA of stage align"
-        register()
-        model = load_with_float32_tower(
-            lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
-        )
-        processor = AutoProcessor.from_pretrained(before, trust_remote_code=False)
-    elif "llava" in models:
-        model, processor = load_for_training(models["llava"].reference, config.chat_template, keep_bf16=keep_bf16)
-    else:
-        parts = LlavaParts.of(config, encoder=models["encoder"].reference, llm=models["llm"].reference)
-        model, processor = build_llava(parts, keep_bf16=keep_bf16)
+    model, processor = load_stage_model(inputs, name, keep_bf16=keep_bf16)
     tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
     states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
     token = ""
@@ -135,6 +147,29 @@ def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageS
         square,
         {key: ConversationDataset(samples, chat, length) for key, samples in held_out.items()},
     )
+
+
+def check_same_everywhere(setup: StageSetup, name: str) -> None:
+    """Raise UserError if a process has other weights or data than rank 0. A collective call.
+
+    A node may have another file under the same name, and DeepSpeed sends no frozen encoder to the other processes. Of
+    each weight the first and last values are compared, of the data their number and some samples.
+    """
+    weights, samples = hashlib.sha256(), setup.dataset.samples
+    for key, value in setup.model.state_dict().items():
+        flat = value.detach().flatten()
+        ends = torch.cat([flat[:_COMPARED], flat[-_COMPARED:]]).double()
+        weights.update(f"{key} {tuple(value.shape)} ".encode() + ends.cpu().numpy().tobytes())
+    some = [samples[index] for index in np.linspace(0, len(samples) - 1, min(_COMPARED, len(samples))).astype(int)]
+    data = digest([len(samples), [[sample.name, repr(sample.turns)] for sample in some]])
+    mine = {"weights": weights.hexdigest(), "data": data}
+    processes = all_gather_objects(mine)
+    for rank, theirs in enumerate(processes):
+        if other := next((what for what in mine if theirs[what] != processes[0][what]), None):
+            raise UserError(
+                f"{name}: the process of rank {rank} has read other {other} than that of rank 0: expected the same "
+                "models and data on all nodes"
+            )
 
 
 def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:

@@ -37,12 +37,15 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.run_dir import CHECKPOINTS_DIR
 from llava_bridge.training.setup import (
     StageSetup,
+    check_same_everywhere,
     detached_frozen_encoder,
     enable_feature_cache,
+    load_stage_model,
     modules_to_compile,
     recompute_layers,
     set_trainable_parts,
     setup_stage,
+    split_parts,
 )
 from llava_bridge.training.trainer import (
     FlushCallback,
@@ -71,6 +74,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
 
     # The model and what of it trains, the data, the number of steps.
     setup = setup_stage(inputs, name, keep_bf16=bf16)  # DeepSpeed rounds to bf16 itself
+    check_same_everywhere(setup, name)
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, dtype)
     shards = enable_feature_cache(setup, dtype, name) if stage.cache_vision_features else None
@@ -243,21 +247,21 @@ def save_stage_model(
     if is_main_process():
         partial = work / name / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        saved, adapted = setup, None
+        model, processor, adapted = setup.model, setup.processor, None
         if weights is not None:
-            saved = setup_stage(inputs, name)
-            adapted = None if lora is None else add_lora(saved.model, lora)
-            unknown = saved.model.load_state_dict(weights, strict=False).unexpected_keys
+            model, processor = load_stage_model(inputs, name)
+            adapted = None if lora is None else add_lora(model, lora)
+            unknown = model.load_state_dict(weights, strict=False).unexpected_keys
             assert not unknown, unknown
-        model = saved.model
+        parts = split_parts(model)
         if lora is not None and adapted is not None:
             if lora.quantization:
                 copy_dequantized(setup.model, model)
             if lora.merge_weights or not is_last:  # the next stage needs merged weights
                 model, adapted = adapted.merge_and_unload(), None
         if config.precision == "bf16":  # the encoder, and projector and LLM together, if that is lossless
-            vision = list(saved.parts["vision"].parameters())
-            others = [one for part, module in saved.parts.items() if part != "vision" for one in module.parameters()]
+            vision = list(parts["vision"].parameters())
+            others = [one for part, module in parts.items() if part != "vision" for one in module.parameters()]
             for own in (vision, others):
                 if fit_bf16(own):
                     for weight in own:
@@ -275,7 +279,7 @@ def save_stage_model(
         model.config.vision_config.dtype = model.model.vision_tower.dtype
         model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
         model.config.save_pretrained(partial)
-        saved.processor.save_pretrained(partial)
+        processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
         open_to_umask(partial)
         durable.replace(partial, work / name / "model")

@@ -23,9 +23,9 @@ from clips.core.durable import atomic_write
 from clips.core.identity import RUN
 from clips.core.run_log import METRICS_FILE, TENSORBOARD_DIR, RunLog, check_trackers
 from clips.errors import UserError
-from clips.gpus import visible_gpus
 from clips.model_card import write_card
 from clips.model_refs import TRAIN_CONFIG
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 from clips.typed_data import checked, to_yaml
 from llava_bridge.training import launch
@@ -38,61 +38,77 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 def run_train(config: LlavaTrainConfig) -> None:
     """Run the stages in the processes of a launcher, else in this one and others that it starts.
 
-    After an interruption the same command resumes from the last checkpoint; after the end it does nothing. UserError:
+    Rank 0 resolves the inputs for all: nodes may have another commit, file or environment under the same name. After an
+    interruption the same command resumes from the last checkpoint; after the end it does nothing. UserError:
     see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
     """
     launched = launch.launcher_world_size()
-    with launch.report_once():
+    with launch.report_once(), contextlib.ExitStack() as stack:
         config = checked(config)
-        inputs = resolve_inputs(config)
-        check_trackers(config.report_to)
-        if check_finished(config.output, "llava", inputs.identity):
-            log_rank0(f"{config.output}: already trained with this config; nothing to do")
-            if is_main_process():
-                remove_leftover(inputs)
-            return
-        processes, gpus = inputs.processes, len(visible_gpus())
-        if launched is None and 0 < gpus < processes:
-            raise UserError(
-                f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {processes}"
-            )
-        if launched is None and config.distributed.num_processes is None and gpus > 1:
-            log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
-        config = config.with_processes(processes)
-        inputs = dataclasses.replace(inputs, config=config)
-        config_file = inputs.work / TRAIN_CONFIG
-        with contextlib.ExitStack() as stack:
-            if is_main_process():
-                stack.enter_context(lock_work_dir(inputs))
-                prepare_work_dir(inputs)
-                atomic_write(config_file, to_yaml(config))
+        if launched is None:
+            inputs = _begin(config, stack)
+            if inputs is None:
+                return
             stop = stack.enter_context(graceful_shutdown())
-            if launched is None:  # the other processes read their config from the file
-                stack.enter_context(start_ranks(processes, config_file))
-            run_stages(inputs, stop)
-        log_rank0(f"wrote {config.output}; next: `llava-bridge chat {config.output} --image FILE`")
+            stack.enter_context(start_ranks(inputs.processes, inputs.work / TRAIN_CONFIG))
+            _join_processes()
+            launch.from_main(lambda: inputs)
+        else:
+            config.with_processes(launched)  # its errors need no process group
+            _join_processes()
+            inputs = launch.from_main(lambda: _begin(config, stack))
+            if inputs is None:
+                return
+            stop = stack.enter_context(graceful_shutdown())
+        run_stages(inputs, stop)
+    log_rank0(f"wrote {config.output}; next: `llava-bridge chat {config.output} --image FILE`")
+
+
+def _join_processes() -> None:
+    if not sys.warnoptions:  # python -W, PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    launch.init_process_group()
+
+
+def _begin(config: LlavaTrainConfig, stack: contextlib.ExitStack) -> Inputs | None:
+    """Resolve the inputs, and lock and prepare the work directory; None if the run is finished. In rank 0 alone."""
+    inputs = resolve_inputs(config)
+    check_trackers(config.report_to)
+    if check_finished(config.output, "llava", inputs.identity):
+        log_info(f"{config.output}: already trained with this config; nothing to do")
+        remove_leftover(inputs)
+        return None
+    if launch.launcher_world_size() is None:
+        if 0 < inputs.gpus < inputs.processes:
+            raise UserError(
+                f"distributed.num_processes: expected at most {inputs.gpus}, one for each visible GPU, "
+                f"got {inputs.processes}"
+            )
+        if config.distributed.num_processes is None and inputs.gpus > 1:
+            log_info(f"distributed.num_processes: {inputs.gpus}, one for each visible GPU")
+    inputs = dataclasses.replace(inputs, config=config.with_processes(inputs.processes))
+    stack.enter_context(lock_work_dir(inputs))
+    prepare_work_dir(inputs)
+    atomic_write(inputs.work / TRAIN_CONFIG, to_yaml(config))  # with any number of processes it resumes the run
+    return inputs
 
 
 def run_stages(inputs: Inputs, stop: StopRequest) -> None:
     """Run the missing stages and write the output directory; called in every process."""
     from transformers.utils import logging as transformers_logging
 
-    if not sys.warnoptions:  # python -W, PYTHONWARNINGS
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     from clips.loader.loader import worker_errors_as_user_errors
     from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
 
-    launch.init_process_group()
-    launch.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
     work = inputs.work
     _check_shared(work)
     config = _with_precision(inputs.config, work)
     inputs = dataclasses.replace(inputs, config=config)
     with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
         for name in config.stages:
-            if (work / name / "model").is_dir():
+            if launch.from_main((work / name / "model").is_dir):
                 log_rank0(f"{name}: done before")
             else:
                 train_stage(inputs, name, stop, run_log)
@@ -102,9 +118,7 @@ def run_stages(inputs: Inputs, stop: StopRequest) -> None:
 
 
 def _check_shared(work: Path) -> None:
-    from clips.parallel.distributed import all_gather_objects  # imports torch
-
-    for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
+    for rank, can_read in enumerate(launch.all_gather_objects((work / RUN).is_file())):
         if not can_read:
             raise UserError(
                 f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"
@@ -116,7 +130,6 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
     import torch
 
     from clips.model.compute import resolve_precision
-    from clips.parallel.distributed import from_main
 
     def resolved() -> Any:
         file = work / "precision"
@@ -130,7 +143,7 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
         atomic_write(file, chosen)
         return chosen
 
-    return dataclasses.replace(config, precision=from_main(resolved)) if config.precision == "auto" else config
+    return dataclasses.replace(config, precision=launch.from_main(resolved)) if config.precision == "auto" else config
 
 
 def _write_output(inputs: Inputs) -> None:

@@ -291,12 +291,13 @@ class Parts(NamedTuple):
 def inputs_of(config: LlavaTrainConfig) -> Inputs:
     """Those of a config whose models and data are not read."""
     from clips.core.identity import identity
-    from llava_bridge.training.inputs import Inputs, resolve_deepspeed, resolve_processes
+    from llava_bridge.training.inputs import Inputs, resolve_deepspeed
+    from llava_bridge.training.launch import launcher_world_size
 
-    processes = resolve_processes(config)
+    processes = launcher_world_size() or config.distributed.num_processes or 1
     deepspeed: Any = {name: resolve_deepspeed(config, name, processes) for name in config.stages}
     run = identity("llava-bridge train", config)
-    return Inputs(config=config, processes=processes, models={}, data={}, deepspeed=deepspeed, identity=run)
+    return Inputs(config=config, processes=processes, gpus=0, models={}, data={}, deepspeed=deepspeed, identity=run)
 
 
 def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:

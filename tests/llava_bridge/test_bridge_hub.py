@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import huggingface_hub.constants
 import pytest
 import torch
@@ -33,8 +34,9 @@ from llava_bridge.inference.serve_command import ServeConfig, run_serve
 from llava_bridge.model.build import load_llm, load_tokenizer
 from llava_bridge.model.llava_checks import resolve_llava_dir, resolve_llm_dir
 from llava_bridge.model.llava_files import load_for_training
+from llava_bridge.training import setup as training_setup
 from llava_bridge.training.inputs import resolve_inputs
-from llava_bridge.training.setup import setup_stage
+from llava_bridge.training.setup import check_same_everywhere, setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -168,6 +170,60 @@ def test_a_branch_that_moves_changes_nothing_of_a_started_run(reference, hub, or
     download_from_hub.cache_clear()  # as in another process
     assert not same(load_llm("org/llm").state_dict(), load_llm(f"org/llm@{COMMIT}").state_dict())
     assert same(setup_stage(inputs, "align").model.state_dict(), first)
+
+
+@pytest.mark.slow
+def test_nodes_train_the_commit_of_the_first_one(hub, bridge_talk, tmp_path):
+    """The second node knows a later commit; with a file of another content under the same name it ends in one line."""
+    instruct = bridge_world.stage(bridge_talk, max_steps=2, global_batch_size=4)
+    fields = {"stages": ["instruct"], "instruct": instruct, "encoder": "hf-hub:org/eyes", "llm": "org/llm"}
+    later, weights = tmp_path / "later", "open_clip_model.safetensors"
+    shutil.copytree(hub, later)
+    shutil.copytree(hub / "models--org--eyes" / "snapshots" / COMMIT, tmp_path / "eyes")
+    changed = {key: value + 1 for key, value in load_file(tmp_path / "eyes" / weights).items()}
+    save_file(changed, tmp_path / "eyes" / weights, {"format": "pt"})
+    put(later, "eyes", tmp_path / "eyes", "c" * 40, "main")
+
+    def train(name: str) -> list[tuple[int, str]]:
+        path = config_file(tmp_path, name, bridge_talk, **fields)
+        nodes = {**bridge_world.launched(), "WORLD_SIZE": "2", "HF_HUB_OFFLINE": "1"}
+        first = {**nodes, "HF_HUB_CACHE": str(hub)}
+        second = {**nodes, "RANK": "1", "HF_HUB_CACHE": str(later)}
+        with bridge_world.training(path, **first) as one, bridge_world.training(path, **second) as other:
+            return [(process.wait(timeout=300), process.printed()) for process in (one, other)]  # type: ignore[attr-defined]
+
+    (status, printed), (status_of_second, printed_by_second) = train("run")
+    assert (status, status_of_second) == (0, 0), printed + printed_by_second
+    assert read_manifest(tmp_path / "run")["data"]["encoder"] == COMMIT
+    shutil.copyfile(tmp_path / "eyes" / weights, later / "models--org--eyes" / "snapshots" / COMMIT / weights)
+    (status, printed), (status_of_second, printed_by_second) = train("other")
+    expected = "instruct: the process of rank 1 has read other weights than that of rank 0"
+    assert (status, status_of_second) == (2, 2), printed + printed_by_second
+    assert expected in printed
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_process_with_other_weights_or_data_is_found(hub, bridge_talk, tmp_path, monkeypatch):
+    path = config_file(tmp_path, "run", bridge_talk, encoder="hf-hub:org/eyes", llm="org/llm", stages=["align"])
+    inputs = resolve_inputs(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").with_processes(1))
+    ours, theirs = setup_stage(inputs, "align"), setup_stage(inputs, "align")
+    seen: list[Any] = []
+
+    def compare(setup: Any) -> None:
+        """As if rank 0 had ``setup``, and rank 1 ours."""
+        for each in (setup, ours):
+            monkeypatch.setattr(training_setup, "all_gather_objects", lambda mine: seen.append(mine) or seen[-2:])
+            check_same_everywhere(each, "align")
+
+    compare(theirs)
+    theirs.dataset.samples = theirs.dataset.samples[:-1]
+    with pytest.raises(UserError, match="align: the process of rank 1 has read other data than that of rank 0"):
+        compare(theirs)
+    seen.clear()
+    with torch.no_grad():
+        theirs.model.model.vision_tower.tower.visual.proj[-1, -1] += 1e-3
+    with pytest.raises(UserError, match="align: the process of rank 1 has read other weights than that of rank 0"):
+        compare(theirs)
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:

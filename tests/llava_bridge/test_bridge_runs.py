@@ -19,7 +19,7 @@ from bridge_world import config_file, run_cli
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
-from llava_bridge.training import launch, run_dir
+from llava_bridge.training import inputs, launch, run_dir
 from llava_bridge.training import train as training
 from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.run_dir import prepare_work_dir
@@ -67,7 +67,7 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
 
 
 def test_a_finished_run_is_known_on_any_number_of_gpus(finished, path, monkeypatch):
-    monkeypatch.setattr(training, "visible_gpus", lambda: ["0", "1", "2"])  # which do not divide the batch
+    monkeypatch.setattr(inputs, "visible_gpus", lambda: ["0", "1", "2"])  # which do not divide the batch
     assert finished.align.global_batch_size % 3
     status, output = train(path)
     assert status == 0
@@ -205,6 +205,7 @@ def test_a_run_keeps_its_precision_on_other_hardware(config, tmp_path, monkeypat
 def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(training, "start_ranks", lambda count, _: started.append(count) or contextlib.nullcontext())
+    monkeypatch.setattr(launch, "init_process_group", lambda: None)
     monkeypatch.setattr(training, "run_stages", lambda *_: None)
     started: list[int] = []
     batch = [word for name in STAGE_NAMES for word in (f"--{name}.global_batch_size", "6")]
@@ -246,6 +247,7 @@ def test_the_environment_of_the_processes(threads, path, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "start_ranks", launch.start_ranks)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else nvidia-smi is started, too
     monkeypatch.setattr(launch.subprocess, "Popen", lambda words, env, **_: started.append((words, dict(env))) or ENDED)
+    monkeypatch.setattr(launch, "init_process_group", lambda: None)
     monkeypatch.setattr(training, "run_stages", lambda *_: started.append(([], dict(os.environ))))
     monkeypatch.setattr(launch.os, "cpu_count", lambda: 12)
     with mock.patch.dict(os.environ):
