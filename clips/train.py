@@ -36,7 +36,14 @@ from clips.method.optimizer import scheduled_lr
 from clips.model.compute import fast_sdpa_backend
 from clips.model.tokenizer import unknown_tokens
 from clips.model_card import write_model_card
-from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
+from clips.parallel.distributed import (
+    all_reduce_mean,
+    end_processes,
+    exit_if_others_hang,
+    from_main,
+    start_processes,
+    wait_for_main_process,
+)
 from clips.parallel.parallel_model import full_tensor
 from clips.safe_text import log_info
 from clips.training.checkpoint import Checkpointer
@@ -55,6 +62,7 @@ from clips.typed_data import checked, to_plain
 
 Batch = dict[str, Tensor]
 SUMMARY_FILE = "summary.json"
+_PROCESSES_ASKED_EACH_STEP = 32  # whether they have received a signal to stop; of 512 processes in each 16th step
 
 
 def train(config: EncoderTrainConfig) -> None:
@@ -62,7 +70,8 @@ def train(config: EncoderTrainConfig) -> None:
     config = checked(config)
     with graceful_shutdown() as stop, exit_if_others_hang():
         configs = stage_configs(config)
-        check_stages(configs)
+        start_processes(timeout=config.distributed.hang_timeout)
+        from_main(lambda: check_stages(configs))
         for stage in configs:
             train_stage(stage, stop, last=stage is configs[-1])
     end_processes()  # not after an error: it would wait for other processes forever
@@ -81,9 +90,11 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     """
     output, is_writing = Path(config.output), os.environ.get("RANK", "0") == "0"
     data = open_train_dataset(config)
-    inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()} | data.hashes()
+    inputs = from_main(  # once: hashing reads them, and may take hours
+        lambda: {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()} | data.hashes()
+    )
     identity = identity_of("clips train", config, inputs)
-    if check_trained(config, identity):
+    if from_main(lambda: check_trained(config, identity)):
         log_info(f"{output}: already trained with this config; nothing to do")
         # A kill between the manifest and their removal leaves checkpoints.
         kept = read_manifest(output).get("config", {}).get("keep_checkpoints_after_training", False)
@@ -102,7 +113,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
                 state.changes.append(f"from step {state.step + 1}: {name} {before} → {now}")
                 if run.processes.is_main:
                     log_info(f"{output}: {state.changes[-1]}")
-        state.identity, state.sources = identity.values, data.describe()
+        state.identity, state.sources = identity.values, from_main(data.describe)
         if run.processes.is_main:
             create_run_dir(config, identity)
             log_info(f"data: {unknown_tokens(*config.architecture.tokenizer.count_unknown(data.some_captions()))}")
@@ -161,7 +172,9 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             last = state.step == run.steps
             validates = validation and (last or state.step % config.validation.eval_steps == 0)
             logs = last or validates or state.step % config.logging_steps == 0
-            signal = 0 if last else stop.of_any_process(torch.device("cpu"))
+            # of many processes not in each step, as the call waits for all of them
+            asks = not last and state.step % max(1, run.processes.count // _PROCESSES_ASKED_EACH_STEP) == 0
+            signal = stop.of_any_process(torch.device("cpu")) if asks else 0
             saves = not last and (signal or state.step % config.save_steps == 0)
 
             # once in a while, and on a CPU always: read the losses, which waits for a GPU

@@ -12,11 +12,11 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from clips.core import durable
 from clips.errors import UserError, error_reason
@@ -31,6 +31,10 @@ _MAX_TRIES = 12  # after earlier successes; takes about seven minutes
 _MAX_PAUSE, _STALE = 60.0, 86400.0  # seconds: between retries; age of abandoned partial copies
 _PIPE = "pipe:"
 _PARTIAL = ".partial"
+INDEX_SUFFIX, COUNTS_SUFFIX = ".index", ".counts"
+"""Of files with what was read in shards, which have a room of their own in a cache."""
+_INDEXES = 0.1  # of a cache's limit, in addition
+_WAITING = 10.0  # seconds, after which a process says for what it waits
 unfinished: set[Path] = set()
 """The files that this process is writing; one that ends without waiting for its threads deletes them."""
 
@@ -131,8 +135,9 @@ def _run_command(url: str, stdout: Any) -> bytes:
 class ShardCache:
     """The cache of shards, and of what is made of them and of other data, on the local disk.
 
-    Processes may share its directory: files appear atomically. ``limit`` is the maximum size in bytes; the least
-    recently used files are deleted first, and the newest one always stays.
+    Processes may share its directory: files appear atomically. ``limit`` is the maximum size in bytes of the copies,
+    and that of indexes is a tenth of it; the least recently used files are deleted first, and the newest one always
+    stays.
     """
 
     def __init__(self, directory: Path, limit: float) -> None:
@@ -144,10 +149,27 @@ class ShardCache:
         """Where `made` has the file of this key and name."""
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
 
-    def lock(self, name: str) -> FileLock:
-        """A lock for all processes that share the directory."""
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Lock ``name`` for all processes that share the directory; a long wait is logged.
+
+        The system frees the lock of a process that has ended.
+
+        Raises:
+            OSError, NotImplementedError: the file system has no locks.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.directory / f".{name}.lock")
+        lock, started = FileLock(self.directory / f".{name}.lock"), time.monotonic()
+        pause = _WAITING
+        while True:
+            try:
+                with lock.acquire(timeout=pause):
+                    yield
+                return
+            except Timeout:
+                waited = time.monotonic() - started
+                log_info(f"waiting for another process that makes {self.directory / name}, {waited:,.0f} s so far")
+                pause = min(2 * pause, 600.0)
 
     def path(self, url: str, check: Callable[[Path], None]) -> Path:
         """The local path of ``url``, downloaded if missing; a local path is returned unchanged. Raises as `made`.
@@ -182,30 +204,31 @@ class ShardCache:
                     tries = _MAX_TRIES if self._has_worked else _NUM_TRIES
                     _try(make, key, target, tries if retry else 1)
                     self._unmeasured += target.stat().st_size
-                    if self._unmeasured > self.limit / 1000:  # not after each of thousands of small files
+                    if self._unmeasured > self.limit / 100:  # not after each of thousands of small files
                         self._make_room(target)
                         self._unmeasured = 0
         self._has_worked = True
         return target
 
     def _make_room(self, newest: Path) -> None:
-        files = []
+        files: dict[bool, list[tuple[float, int, Path]]] = {True: [], False: []}  # whether it is an index
         for path in self.directory.iterdir():
             if not (_CACHE_NAME.match(path.name) and path.is_file()):
                 continue
             with contextlib.suppress(FileNotFoundError):  # another process is freeing space as well
                 status = path.stat()
                 if path.suffix != _PARTIAL:
-                    files.append((status.st_mtime, status.st_size, path))
+                    files[path.suffix in (INDEX_SUFFIX, COUNTS_SUFFIX)].append((status.st_mtime, status.st_size, path))
                 elif time.time() - status.st_mtime > _STALE:
                     path.unlink()
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= self.limit:
-                return
-            if path != newest:
-                path.unlink(missing_ok=True)
-                total -= size
+        for is_index, group in files.items():
+            total, limit = sum(size for _, size, _ in group), self.limit * (_INDEXES if is_index else 1)
+            for _, size, path in sorted(group):
+                if total <= limit:
+                    break
+                if path != newest:
+                    path.unlink(missing_ok=True)
+                    total -= size
 
 
 def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> None:

@@ -25,13 +25,14 @@ _LISTED_WEB = ("random_sentence", "first_sentence")
 _LISTED_SYNTHETIC = ("other_sentences", "all_sentences")
 
 
-def open_source(config: SourceConfig) -> Source:
-    """The source of ``config``, with its first samples checked.
+def open_source(config: SourceConfig, facts: Any = None) -> Source:
+    """The source of ``config``, with its first samples checked; with the `Source.facts` of a process that has done so.
 
     Raises:
         UserError: a file is missing or invalid, or none of the first samples has the fields in ``config``.
     """
-    source: Source = (FORMATS[config.format].source or ListedCaptions)(config)
+    kind: Any = FORMATS[config.format].source or ListedCaptions
+    source: Source = kind(config) if facts is None else kind(config, facts)
     if not len(source):
         raise UserError(f"{config.path}: no samples")
     return source

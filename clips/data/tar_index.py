@@ -5,7 +5,6 @@ The index of a large shard is built once for all processes of a node, and small 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -14,17 +13,19 @@ import os
 import re
 import sys
 import tarfile
-import zipfile
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from clips.core.identity import file_stamp
+from clips.commandline.progress import Progress
+from clips.core.identity import digest, file_stamp
 from clips.core.parent_death import end_with_parent, start_python, usable_cores
-from clips.data.remote_files import BadCopyError, ShardCache, is_remote
-from clips.errors import UserError
+from clips.data.remote_files import COUNTS_SUFFIX, INDEX_SUFFIX, BadCopyError, ShardCache, is_remote
+from clips.errors import UserError, error_reason
 from clips.safe_text import log_info
 from clips.text_files import reject_named_pipe
 
@@ -109,11 +110,12 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     """
     path = Path(path)
     reject_named_pipe(path)
-    problem = None
+    problem, is_plain = None, False
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             members = _plain_members(stream)
+            is_plain = members is not None
             if members is None:
                 members = {}
                 start: int | None = 0
@@ -130,14 +132,16 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
         problem = f"expected a whole, uncompressed tar; it is broken or truncated ({error})"
-    members = {name: span for name, span in (members or {}).items() if sum(span) <= size}
+    members = members or {}
+    if not is_plain or (members and sum(next(reversed(members.values()))) > size):  # plain ones are in order
+        members = {name: span for name, span in members.items() if sum(span) <= size}
     if problem is not None and not (allow_cut and members):
         raise UserError(f"{path}: {problem}")
     return TarIndex(path, members, cut=problem is not None)
 
 
 def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
-    """The members of a whole tar of regular files, read five times as fast as by ``tarfile``.
+    """The members of a whole tar of regular files, read ten times as fast as by ``tarfile``.
 
     With ``tarfile`` alone, the first start of a training on 40,000 samples takes 1.2 to 1.5 times as long.
 
@@ -145,45 +149,65 @@ def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
     and for anything damaged. A pax header may state times, as those of webdataset's writer do.
     """
     members: dict[str, tuple[int, int]] = {}
-    headers: list[bytes] = []  # whose numbers and checksums are still to be checked
-    offset, is_extended = 0, False
+    headers: list[bytes] = []  # that are still to be checked
+    spans: list[tuple[int, int]] = []
+    descriptor, offset, count, is_extended = stream.fileno(), 0, 0, False
     while True:
-        stream.seek(offset)
-        header = stream.read(_BLOCK)
+        header = os.pread(descriptor, _BLOCK, offset)
         at_end = header == _ZEROS
         if at_end or len(headers) == 4096:
-            if not _are_plain(headers):
+            names = _plain_names(headers)
+            if names is None:
                 return None
-            headers.clear()
+            members.update(zip(names, spans, strict=True))
+            count += len(names)
+            if len(members) < count:
+                return None
+            headers, spans = [], []
         if at_end:
             following = None if is_extended else _find_next_tar(stream, offset)
             if following is None:
                 return None if is_extended else members
             offset = following
             continue
-        kind, digits = header[156:157], header[124:136].rstrip(b"\0 ")
-        if len(header) < _BLOCK or not digits.isdigit() or b"8" in digits or b"9" in digits:
+        try:
+            size = int(header[124:136].rstrip(b"\0 "), 8)
+        except ValueError:
             return None
-        headers.append(header)
-        start, size = offset + _BLOCK, int(digits, 8)
-        offset = start + -(-size // _BLOCK) * _BLOCK
-        if kind == b"x" and not is_extended and size <= 4096:
-            records = stream.read(size)
+        start = offset + _BLOCK
+        if header[156:157] == b"x" and not is_extended and 0 <= size <= 4096:
+            records = os.pread(descriptor, size, start)
             lines = records.splitlines(keepends=True)
             if not _PAX_TIMES.fullmatch(records) or any(int(line.split()[0]) != len(line) for line in lines):
                 return None
+            if not _are_plain([header]):
+                return None
             is_extended = True
-            continue
-        name = header[:100].partition(b"\0")[0]
-        if kind not in (b"0", b"\0") or not name or name.endswith(b"/"):
+        elif size < 0 or len(header) < _BLOCK:
             return None
-        if header[345]:
-            name = header[345:500].partition(b"\0")[0] + b"/" + name
-        text = name.decode(tarfile.ENCODING, "surrogateescape").removeprefix("./")
-        if text in members:
-            return None
-        members[text] = (start, size)
-        is_extended = False
+        else:
+            headers.append(header)
+            spans.append((start, size))
+            is_extended = False
+        offset = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _plain_names(headers: Sequence[bytes]) -> list[str] | None:
+    """The names in the headers of regular files; None if one is anything else."""
+    if not headers:
+        return []
+    rows = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _BLOCK)
+    if not (_are_plain(headers) and np.isin(rows[:, 156], (ord("0"), 0)).all()):
+        return None
+    short, folders = rows[:, :100], rows[:, 345:500]
+    if any(((texts[:, :-1] == 0) & (texts[:, 1:] != 0)).any() for texts in (short, folders)):  # behind the end
+        return None
+    files: list[bytes] = np.ascontiguousarray(short).view("S100")[:, 0].tolist()
+    if folders[:, 0].any():
+        prefixes: list[bytes] = np.ascontiguousarray(folders).view("S155")[:, 0].tolist()
+        files = [prefix + b"/" + name if prefix else name for prefix, name in zip(prefixes, files, strict=True)]
+    names = [name.decode(tarfile.ENCODING, "surrogateescape").removeprefix("./") for name in files]
+    return None if any(not name or name.endswith("/") for name in names) else names
 
 
 def _are_plain(headers: Sequence[bytes]) -> bool:
@@ -271,13 +295,14 @@ class ShardIndex:
     def save(self, path: Path) -> None:
         """Write it for `load_index`."""
         with path.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+            for field in dataclasses.fields(self):
+                np.save(file, getattr(self, field.name))
 
 
 def load_index(path: Path) -> ShardIndex:
     """Read the output of `ShardIndex.save`."""
-    with np.load(path) as arrays:
-        return ShardIndex(**{field.name: arrays[field.name] for field in dataclasses.fields(ShardIndex)})
+    with path.open("rb") as file:  # one array after the other: five times as fast as an npz
+        return ShardIndex(**{field.name: np.load(file) for field in dataclasses.fields(ShardIndex)})
 
 
 def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
@@ -289,16 +314,15 @@ def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
     index = index_tar(shard, allow_cut=allow_cut)
     files: dict[str, dict[str, tuple[int, int]]] = {}
     for name, span in index.members.items():
-        if is_clutter(name):
-            continue
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")  # a/b.c.JPG is the file c.jpg of the sample a/b
-        if not dot:
+        if not stem or not dot or file.lower() in _CLUTTER or ("__MACOSX" in name and is_clutter(name)):
             continue
         key, extension = f"{folder}{slash}{stem}", extension.lower()
-        if extension in files.setdefault(key, {}):  # 0.jpg and 0.JPG
+        sample = files.setdefault(key, {})
+        if extension in sample:  # 0.jpg and 0.JPG
             raise UserError(f"{shard}: expected different names, got {key}.{extension} twice")
-        files[key][extension] = span
+        sample[extension] = span
     if index.cut:
         if files:
             files.popitem()  # the last sample may be incomplete
@@ -350,56 +374,97 @@ class Shards:
             built[-1].save(file)
 
         try:
-            key, name = self._index_key(shard, path)
-            return load_index(self.cache.made(key, name, build, retry=not is_local))
+            # the local copy of a remote shard may be downloaded again
+            version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
+            key = f"index 4 of {self.shards[shard]}, {version}"  # 4: of what `ShardIndex.save` writes
+            return load_index(self.cache.made(key, f"{path.name}{INDEX_SUFFIX}", build, retry=not is_local))
         except UserError:
             if is_local and built:  # the shard was read, and the index not written
                 return built[-1]
             raise
         # without disk space or locks; or the index is incomplete, as after a power failure
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, RuntimeError, EOFError, ValueError):
             return built[-1] if built else index_shard(path)
 
-    def _index_key(self, shard: int, path: Path) -> tuple[str, str]:
-        """What identifies the index in the cache, and the name of its file."""
-        # the local copy of a remote shard may be downloaded again
-        version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
-        return f"index 3 of {self.shards[shard]}, {version}", f"{path.name}.index"  # 3: of what `index_shard` returns
+    def count(self) -> tuple[list[int], dict[int, str]]:
+        """Samples in each local shard; and of unreadable ones, which have 0, the errors.
 
-    def build_indexes(self) -> None:
-        """Build the missing indexes of many large local shards with all cores, while other processes wait for them.
-
-        Errors are left to the reader of each index.
+        They are counted by all cores, and once for all processes of a node and all later starts: the counts lie in the
+        cache, for these shards with these stamps. No index stays in memory.
         """
-        with contextlib.suppress(OSError, NotImplementedError), self.cache.lock("indexes"):
-            sizes = {
-                shard: path.stat().st_size
-                for shard, path in enumerate(map(Path, self.shards))
-                if path.is_file() and not self.cache.target(*self._index_key(shard, path)).exists()
-            }
-            missing = [shard for shard, size in sizes.items() if size >= _SMALL]
-            workers = min(len(missing), usable_cores())
-            if workers < 2 or sum(map(sizes.__getitem__, missing)) < _WORTH_WORKERS:
-                return
-            log_info(f"reading the headers of {len(missing):,} shards in {workers} processes")
-            processes = [start_python("from clips.data.tar_index import main; main()") for _ in range(workers)]
+        stamps: list[Any] = []
+        for shard in self.shards:
             try:
-                for number, (_, stdin) in enumerate(processes):
+                stamps.append(file_stamp(shard))
+            except OSError as error:
+                stamps.append(error_reason(error))
+        key, counted = digest(["counts 1", *zip(self.shards, stamps, strict=True)]), list[Counted]()
+
+        def build(file: Path) -> None:
+            counted.extend(self._count(stamps))
+            file.write_text(json.dumps(counted), encoding="utf-8")
+
+        try:
+            made = self.cache.made(key, f"shards{COUNTS_SUFFIX}", build, retry=False)
+            if not counted:  # but once; a shard that could not be read may be readable now
+                stored = json.loads(made.read_text(encoding="utf-8"))
+                again = [number for number, _, error in stored if error]
+                counted += [entry for entry in stored if not entry[-1]]
+                counted += _counted([self.shards[number] for number in again], self.cache, again)
+        except (OSError, RuntimeError, ValueError, UserError):  # the cache cannot be written, or is damaged
+            counted = counted or self._count(stamps)
+        counts = sorted((number, count, error) for number, count, error in counted)  # JSON has lists
+        return [count for _, count, _ in counts], {number: error for number, _, error in counts if error}
+
+    def _count(self, stamps: Sequence[Any]) -> list[Counted]:
+        sizes = [stamp[0] if isinstance(stamp, tuple) else 0 for stamp in stamps]
+        workers = min(len(sizes), usable_cores())
+        numbers = range(len(sizes))
+        if workers < 2 or sum(sizes) < _WORTH_WORKERS:
+            return [*_counted(self.shards, self.cache, numbers)]
+        log_info(f"reading the headers of {len(sizes):,} shards in {workers} processes, once")
+        processes = []
+        with tempfile.TemporaryDirectory() as folder, Progress("reading headers", len(sizes), "shards") as progress:
+            outputs = [Path(folder, str(number)) for number in range(workers)]
+            try:
+                for number, output in enumerate(outputs):
+                    output.touch()
+                    process, stdin = start_python("from clips.data.tar_index import main; main()")
+                    processes.append(process)
+                    part = {shard: self.shards[shard] for shard in numbers[number::workers]}
                     with stdin:
-                        share = [self.shards, str(self.cache.directory), self.cache.limit, missing[number::workers]]
-                        stdin.write(json.dumps(share).encode())
-                for process, _ in processes:
-                    process.wait()
+                        stdin.write(
+                            json.dumps([part, str(self.cache.directory), self.cache.limit, str(output)]).encode()
+                        )
+                while any(process.poll() is None for process in processes):
+                    time.sleep(0.1)
+                    progress.advance(sum(output.read_bytes().count(b"\n") for output in outputs) - progress.done)
             finally:
-                for process, _ in processes:
+                for process in processes:
                     process.kill()
+            found = [json.loads(line) for output in outputs for line in output.read_text(encoding="utf-8").splitlines()]
+        missing = [*set(numbers) - {number for number, _, _ in found}]  # a process was killed for memory, for example
+        return [*found, *_counted([self.shards[number] for number in missing], self.cache, missing)]
+
+
+Counted = tuple[int, int, str]
+"""The number of a shard, its samples, and why it cannot be read."""
+
+
+def _counted(shards: Iterable[str], cache: ShardCache, numbers: Iterable[int]) -> Iterator[Counted]:
+    """Count shards, whose indexes are in the cache afterwards."""
+    for shard, number in zip(shards, numbers, strict=True):
+        try:
+            yield number, len(Shards([shard], cache, max_indexes=1).index(0)), ""
+        except UserError as error:
+            yield number, 0, str(error)
 
 
 def main() -> None:
-    """A process of `Shards.build_indexes`."""
+    """A process of `Shards.count`."""
     end_with_parent()
-    shards, directory, limit, missing = json.load(sys.stdin)
-    tars = Shards(shards, ShardCache(Path(directory), limit), max_indexes=1)
-    for shard in missing:
-        with contextlib.suppress(UserError):
-            tars.cached_index(shard, Path(shards[shard]))
+    part, directory, limit, output = json.load(sys.stdin)
+    with Path(output).open("a", encoding="utf-8") as file:
+        for counted in _counted(part.values(), ShardCache(Path(directory), limit), map(int, part)):
+            file.write(json.dumps(counted) + "\n")
+            file.flush()

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +190,6 @@ def run_index(config: IndexShardsConfig) -> None:
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file, since {config.path} is remote; then upload it as {SIZES_FILE}")
     cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
-    tars = Shards(shards, cache, max_indexes=_NUM_THREADS)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
     partial = output.with_name(f"{output.name}.partial")
     sizes: dict[str, int] = {}
@@ -198,15 +197,22 @@ def run_index(config: IndexShardsConfig) -> None:
         lines = partial.read_text(encoding="utf-8").split("\n")[:-1] if partial.exists() else []
         sizes |= dict(map(json.loads, lines))
         atomic_write(partial, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without a partial line
-        places = {shard: number for number, shard in enumerate(shards)}
         missing = [shard for shard in shards if file_name(shard) not in sizes]
+        tars = Shards(missing, cache, max_indexes=_NUM_THREADS)
         with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
-            tars.build_indexes()
-            counts = threads.map(lambda shard: len(tars.index(places[shard])), missing)
-            for shard, count in zip(progress_iter(missing, "reading", "shards"), counts, strict=True):
-                sizes[file_name(shard)] = count
-                log.write(json.dumps([file_name(shard), count]) + "\n")
-                log.flush()
+            counts: Iterable[int]
+            errors: dict[int, str] = {}
+            if is_remote(config.path):
+                counts = threads.map(lambda place: len(tars.index(place)), range(len(missing)))
+            else:
+                counts, errors = tars.count()  # by all cores
+            for place, count in zip(progress_iter(range(len(missing)), "reading", "shards"), counts, strict=True):
+                if place not in errors:
+                    sizes[file_name(missing[place])] = count
+                    log.write(json.dumps([file_name(missing[place]), count]) + "\n")
+                    log.flush()
+            for error in errors.values():
+                raise UserError(error)
     atomic_write(output, json.dumps({file_name(shard): sizes[file_name(shard)] for shard in shards}, indent=1) + "\n")
     partial.unlink()
     log_info(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")

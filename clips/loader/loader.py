@@ -23,6 +23,7 @@ from clips.commandline.signals import STOP_SIGNALS
 from clips.core.artifact import MANIFEST
 from clips.core.identity import digest
 from clips.core.parent_death import end_stuck_workers
+from clips.data.formats.webdataset import MANY_SHARDS
 from clips.data.images import InvalidImageError, InvalidSampleError
 from clips.data.sources import Sample, Source, open_source
 from clips.errors import UserError, error_reason
@@ -39,6 +40,11 @@ _REPLACEMENT = 3  # random number stream, in addition to those of clips.loader.s
 _CHUNK = 32  # samples; more would only take more memory
 _SOME, _SOME_BLOCKS = 256, 4  # samples, and blocks of a source, whose captions are looked at before training
 
+DEFAULT_BUFFER = 100
+"""Of more than `MANY_SHARDS` shards so many are shuffled together, if the config has no number."""
+IN_BUFFERS = " in buffers of "
+"""In the hashes of sources in this order, which earlier versions did not have."""
+
 Batch = dict[str, Any]
 Prepare = Callable[[str, str, np.random.Generator], dict[str, Any]]
 
@@ -47,21 +53,32 @@ class TrainDataset(torch.utils.data.Dataset):
     """Training samples by their position in the endless stream of `clips.loader.sampler`.
 
     ``seed`` is that of the order and of each sample's random numbers, ``batch_size`` the number of samples per step of
-    all processes. ``prepare`` makes fields of a sample from its captions.
+    all processes. ``prepare`` makes fields of a sample from its captions. ``parts`` are the sources, if they are open.
+    ``default_buffer`` is the shuffle buffer of many shards where the config has none; None for all of them together, as
+    in earlier versions.
     """
 
-    def __init__(self, config: DataConfig, *, size: int, seed: int, batch_size: int, prepare: Prepare) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        size: int,
+        seed: int,
+        batch_size: int,
+        prepare: Prepare,
+        parts: Sequence[Source] | None = None,
+        default_buffer: int | None = DEFAULT_BUFFER,
+    ) -> None:
         self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
-        self.parts = [open_source(source) for source in config.sources]
-        if config.shuffle_buffer_shards is None:  # the first batch is from all shards
-            for part in self.parts:
-                part.open_all()
+        self.parts = [open_source(source) for source in config.sources] if parts is None else list(parts)
+        self.default_buffer = default_buffer if sum(len(part.blocks) for part in self.parts) > MANY_SHARDS else None
+        buffer = config.shuffle_buffer_shards or self.default_buffer
+        for part in self.parts:
+            part.hold(buffer)
         self.starts = np.cumsum([0, *map(len, self.parts)])
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [part.blocks for part in self.parts]
-        self.order = SampleOrder(
-            blocks, weights or None, seed=seed, buffer_shards=config.shuffle_buffer_shards, batch_size=batch_size
-        )
+        self.order = SampleOrder(blocks, weights or None, seed=seed, buffer_shards=buffer, batch_size=batch_size)
         self.cache: dict[int, dict[int, Any]] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:
@@ -178,9 +195,12 @@ class TrainDataset(torch.utils.data.Dataset):
     def hashes(self) -> dict[str, str]:
         """Hashes of the sources' contents, wherever they lie: order and samples of a run depend on them.
 
-        Those of a mixture state the version of its order, by which a run of another version is another run.
+        Those of a mixture, and of very many shards, state their order, by which a run of another version is another
+        run.
         """
         order = f" in order {MIXTURE_ORDER} of mixtures" if self.order.is_mixture else ""
+        if self.config.shuffle_buffer_shards is None and self.default_buffer:
+            order += f"{IN_BUFFERS}{self.default_buffer} shards"
         return {
             f"data.sources[{number}]": digest({name: value for name, value in source.items() if name != "path"}) + order
             for number, source in enumerate(self.describe())

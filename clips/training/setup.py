@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clips.core.artifact import MANIFEST
+from clips.core.artifact import MANIFEST, read_manifest
+from clips.core.identity import INPUTS
 from clips.data.images import normalize
-from clips.data.sources import open_source
+from clips.data.sources import Source, open_source
 from clips.errors import UserError
-from clips.loader.loader import TrainDataset
+from clips.loader.loader import DEFAULT_BUFFER, IN_BUFFERS, TrainDataset
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
 from clips.model.architectures import describe_preprocessing, resolve_preprocessing
@@ -144,16 +146,41 @@ def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainSt
 
 
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
-    """Open the training data; before the model is built, so that its errors are reported early."""
-    if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
-        open_source(config.validation.source)
+    """Open the training data; before the model is built, so that its errors are reported early. A collective call.
+
+    The main process lists, counts and checks the shards for all.
+    """
+    opened: list[Source] = []
+
+    def facts() -> tuple[list[Any], bool]:
+        if config.validation.source is not None:
+            open_source(config.validation.source)
+        opened.extend(map(open_source, config.data.sources))
+        recorded = {name: str(value) for name, value in _recorded_identity(config.output).items()}
+        hashes = [value for name, value in recorded.items() if name.startswith(f"{INPUTS}data.sources[")]
+        return [source.facts for source in opened], bool(hashes) and not any(IN_BUFFERS in value for value in hashes)
+
+    known, has_older_order = from_main(facts)
     return TrainDataset(
         config.data,
         size=config.architecture.image_size,
         seed=config.seed,
         batch_size=config.global_batch_size,
         prepare=functools.partial(Recipe(config.recipe).prepare, tokenizer=config.architecture.tokenizer),
+        parts=opened or [open_source(*source) for source in zip(config.data.sources, known, strict=True)],
+        default_buffer=None if has_older_order else DEFAULT_BUFFER,
     )
+
+
+def _recorded_identity(output: str) -> Mapping[str, Any]:
+    """The identity of the run in a directory, finished or not; empty without a readable one."""
+    with contextlib.suppress(UserError):
+        identity: Mapping[str, Any] = read_manifest(output).get("identity", {})
+        return identity
+    with contextlib.suppress(UserError):
+        for checkpoint in list_checkpoints(output)[-1:]:
+            return read_train_state(checkpoint).identity
+    return {}
 
 
 def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str, str]:
@@ -166,7 +193,10 @@ def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str
 
 
 def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
-    """Raise before the first stage the errors that would end a later one; UserError names stage and field."""
+    """Raise before the first stage the errors that would end a later one; UserError names stage and field.
+
+    In the main process alone, as it opens data.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for number, (before, stage) in enumerate(itertools.pairwise(stages), 2):
         try:
@@ -175,7 +205,8 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
             if not (Path(stage.output) / MANIFEST).is_file():
                 stage.check_processes(processes)
             if stage.data.sources != before.data.sources:
-                open_train_dataset(stage)
+                for source in stage.data.sources:
+                    open_source(source)
         except UserError as error:
             raise UserError(f"stages[{number}]: {error}") from None
 

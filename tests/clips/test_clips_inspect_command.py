@@ -176,7 +176,7 @@ def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("clips.data.tar_index.index_shard", counting)
     run_index(config)
-    assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
+    assert counted == ["shard-00001.tar"]  # the others were counted before the error was told
     assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]
 
 

@@ -6,19 +6,27 @@ import errno
 import importlib
 import io
 import os
+import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import clips_world
 import pytest
 from clips_world import opened, rng
+from filelock import FileLock
 
 from clips.data import tar_index
 from clips.data.formats import DatasetSpec, read_dataset
+from clips.data.formats.webdataset import WebDatasetSource
 from clips.data.images import InvalidSampleError
+from clips.data.remote_files import ShardCache
+from clips.data.sources import SourceConfig, open_source
 from clips.data.tar_index import add_member, index_shard, load_index
 from clips.errors import UserError
 
@@ -181,11 +189,82 @@ def test_processes_of_a_node_index_many_shards_once(tmp_path: Path, built: list[
     command = [sys.executable, "-c", OPEN, str(folder), cache]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate() for process in both]
-    assert [out.strip() for out, _ in told] == ["118", "118"]
+    assert [out.strip() for out, _ in told] == ["118", "118"], told
     assert all("shard-00007.tar: expected a whole" in err for _, err in told)
     assert sum("reading the headers of 60 shards in" in err for _, err in told) == 1
     assert len(opened(folder, cache_dir=cache)) == 118
     assert built == ["shard-00007.tar"]
+
+
+def test_counted_shards_are_neither_read_nor_held_at_the_next_start(tmp_path: Path, built: list[str], monkeypatch):
+    folder, cache = clips_world.write_shards(tmp_path / "here", sizes=(2,) * 60), str(tmp_path / "cache")
+    whole = (folder / "shard-00007.tar").read_bytes()
+    (folder / "shard-00007.tar").write_bytes(b"")  # tried again at each start: a disk may have failed for a moment
+    monkeypatch.setattr(WebDatasetSource, "_check_keys", lambda self: None)
+    loaded: list[Path] = []
+    monkeypatch.setattr(tar_index, "load_index", lambda path: loaded.append(path) or load_index(path))
+    source = opened(folder, cache_dir=cache)
+    assert (sum(source.blocks), list(source.unreadable)) == (118, [7])
+    built.clear()
+    loaded.clear()
+    source = opened(folder, cache_dir=cache)
+    assert (sum(source.blocks), source.tars.index.cache_info().currsize) == (118, 0)
+    assert (built, loaded) == (["shard-00007.tar"], [])
+    (folder / "shard-00007.tar").write_bytes(whole)
+    assert sum(opened(folder, cache_dir=cache).blocks) == 120
+    assert built == ["shard-00007.tar"] * 2
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_another_process_opens_shards_by_the_facts_of_one_that_read_them(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, sizes: bool
+):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(4, 3))
+    if sizes:
+        clips_world.write_sizes(folder, (4, 3))
+    config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
+    first = open_source(config)
+    facts = pickle.loads(pickle.dumps(first.facts))
+    listings: list[object] = []
+    with monkeypatch.context() as patch:
+        for name in ("index_shard", "file_stamp"):
+            patch.setattr(tar_index, name, lambda path: pytest.fail(f"{path} was read"))
+        patch.setattr("clips.data.formats.webdataset.list_shards", listings.append)
+        other = open_source(config, facts)
+        assert (other.describe(), other.blocks, other.shards) == (first.describe(), first.blocks, first.shards)
+    assert not listings
+    assert [other.read(index, rng()) for index in range(7)] == [first.read(index, rng()) for index in range(7)]
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"shard-00000\.tar: no such file on .*, but where the run began"):
+        open_source(config, facts)
+
+
+def test_copies_and_indexes_have_rooms_of_their_own(tmp_path: Path):
+    cache = ShardCache(tmp_path / "cache", limit=10_000)
+    for number in range(30):
+        for name, size in ((f"{number}.tar", 1000), (f"{number}.tar.index", 200)):
+            cache.made(f"{number} {name}", name, lambda path, size=size: path.write_bytes(bytes(size)) and None)
+            os.utime(cache.target(f"{number} {name}", name), (number, number))
+    kept = sorted(path.name[17:] for path in cache.directory.glob("[!.]*"))
+    copies, indexes = (f"{number}.tar" for number in range(20, 30)), (f"{number}.tar.index" for number in range(25, 30))
+    assert kept == sorted([*copies, *indexes])
+
+
+def test_a_long_wait_for_another_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("clips.data.remote_files._WAITING", 0.05)
+    cache = ShardCache(tmp_path, limit=10)
+    with cache.lock("a.tar"):
+        thread = threading.Thread(target=lambda: cache.made("a", "a.tar", lambda path: path.write_bytes(b"a") and None))
+        held = FileLock(tmp_path / f".{cache.target('a', 'a.tar').name}.lock")
+        with held:
+            thread.start()
+            time.sleep(0.5)
+            assert thread.is_alive()
+    thread.join()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2  # fewer and fewer
+    assert all(f"waiting for another process that makes {tmp_path}/" in line for line in lines)
+    assert cache.target("a", "a.tar").read_bytes() == b"a"
 
 
 def test_a_broken_or_unwritable_cache_is_not_needed(tmp_path: Path, built: list[str]):

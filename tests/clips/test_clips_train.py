@@ -27,6 +27,7 @@ from clips.core.artifact import directory_hash, write_manifest
 from clips.core.locks import lock_output
 from clips.encoder import write_encoder
 from clips.errors import UserError
+from clips.loader import loader
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.train import train as train_counting_flops
@@ -61,6 +62,31 @@ def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, da
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".yaml"}
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}
+
+
+def test_a_run_keeps_the_order_in_which_it_began(whole: Path, data: Path, tmp_path: Path, monkeypatch, capsys):
+    """Of very many shards some are shuffled together, unless the run began before that was the default."""
+    config = clips_world.train_config(data, whole, save_steps=100)
+    monkeypatch.setattr(loader, "MANY_SHARDS", 2)
+    new = beginning.open_train_dataset(clips_world.train_config(data, tmp_path / "new"))
+    assert new.order.buffer_shards == 100
+    assert all(" in buffers of 100 shards" in value for value in new.hashes().values())
+    old = beginning.open_train_dataset(config)
+    assert old.order.buffer_shards is None
+    train(config)
+    assert "already trained with this config" in capsys.readouterr().err
+    train(clips_world.train_config(data, tmp_path / "new", max_steps=2))
+    assert beginning.open_train_dataset(clips_world.train_config(data, tmp_path / "new")).order.buffer_shards == 100
+    with stopped_at(2), contextlib.suppress(SystemExit):
+        train(clips_world.train_config(data, tmp_path / "stopped"))
+    assert list_checkpoints(tmp_path / "stopped")
+    assert beginning.open_train_dataset(clips_world.train_config(data, tmp_path / "stopped")).order.buffer_shards == 100
+    monkeypatch.setattr(loader, "MANY_SHARDS", 2000)
+    with stopped_at(2), contextlib.suppress(SystemExit):
+        train(clips_world.train_config(data, tmp_path / "before"))
+    monkeypatch.setattr(loader, "MANY_SHARDS", 2)
+    train(clips_world.train_config(data, tmp_path / "before"))
+    assert is_equal(tmp_path / "before", whole)
 
 
 def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: Path):

@@ -67,8 +67,9 @@ class SourceConfig:
             the shards. With it, a shard is opened only when it is needed; remote shards require it (``clips data
             index`` writes it).
         cache_dir: the directory for copies of remote shards and of streamed row groups, and for the indexes of shards.
-        max_cache_gb: the maximum size of that directory; the least recently used copies are deleted first. While one
-            buffer of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
+        max_cache_gb: the maximum size of the copies there; the least recently used ones are deleted first. While one
+            buffer of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two. Indexes
+            take up to a tenth of it in addition.
         weight: ratio of samples from this source, relative to the weights of the others; set it for each source or for
             none. Without weights, the sources are read as one, each sample once per epoch. Small weights are exact
             too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer;
@@ -173,8 +174,19 @@ class Source(abc.ABC):
         """The local copy of a shard or row group of a remote source, created if missing. Raises UserError."""
         raise NotImplementedError
 
-    def open_all(self) -> None:  # noqa: B027  # most sources have no indexes
-        """Read the indexes of all local shards before workers are forked: for an order whose first batch needs them."""
+    def hold(self, blocks: int | None) -> None:  # noqa: B027  # most sources have no indexes
+        """Prepare for an order whose samples alternate between ``blocks`` shards, of None between all.
+
+        Called before workers are forked.
+        """
+
+    @property
+    def facts(self) -> Any:
+        """What another process needs to open the same source without reading the shards; None if it reads all itself.
+
+        Plain data, an argument of the class.
+        """
+        return None
 
 
 def choose_captions(config: SourceConfig, captions: Callable[[str], Any], rng: np.random.Generator) -> tuple[str, str]:

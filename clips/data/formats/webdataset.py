@@ -7,12 +7,14 @@ all samples of whole shards, and reject what they cannot read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import re
+import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,9 @@ from clips.text_files import encoding_of, parse_object, safe_json_loads, text_li
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
+MANY_SHARDS = 2000
+"""Of more the indexes are not all in memory: 1.6 GB for 10,000 samples each."""
+_HELD = 128  # indexes in memory, besides those of a shuffle buffer
 _QUICK_BYTES = 1e9
 """Total size of local shards that are counted at the start: of small samples this takes about 5 s, and once."""
 _METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
@@ -78,12 +83,31 @@ def list_shards(path: str) -> list[str]:
         location = list(map(str, _shards(Path(path))))
         if not location:
             raise UserError(f"{path}: expected .tar shards in this directory, found none")
+        return location
+    listed = functools.cache(_names)  # one call for a directory, which may be far, instead of one for each shard
     for shard in location:
-        if not Path(shard).exists():
+        folder, _, name = shard.rpartition("/")
+        if name not in listed(folder or ("/" if shard.startswith("/") else ".")) and not Path(shard).exists():
             raise UserError(f"{shard}: no such file or directory")
         if other := _OTHER_FORMATS.get(Path(shard).suffix.lower()):
             raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
     return location
+
+
+def _names(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in Path(folder).iterdir())
+    except OSError:
+        return frozenset()
+
+
+def _is_quick(shards: Sequence[str]) -> bool:
+    total = 0
+    for shard in shards:  # of very many not even the sizes are read
+        total += Path(shard).stat().st_size
+        if total > _QUICK_BYTES:
+            return False
+    return True
 
 
 def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
@@ -230,44 +254,60 @@ class WebDatasetSource(Source):
     that has begun cannot get more samples. Samples that a shard lacks are invalid samples.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, facts: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self.copies = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
-        self.shards = list_shards(config.path)
+        self.shards: list[str] = list_shards(config.path) if facts is None else facts["shards"]
         self.is_remote = any(map(is_remote, self.shards))
         self.sizes_file = config.shard_sizes or sibling(self.shards[0], SIZES_FILE)
+        self.tars = Shards(self.shards, self.copies, _HELD)
+        self.unreadable: dict[int, str] = {}  # shard index → its error
+        self._described: dict[str, Any] | None = None
+        if facts is not None:
+            self.is_counted, self.blocks, self.ends = facts["is_counted"], facts["blocks"], np.cumsum(facts["blocks"])
+            self.unreadable, self._described = dict(facts["unreadable"]), facts["described"]
+            if not self.is_remote and not Path(self.shards[0]).is_file():
+                raise UserError(f"{self.shards[0]}: no such file on {socket.gethostname()}, but where the run began")
+            return
         sizes = _known_sizes(self.sizes_file, self.shards, may_count=not (config.shard_sizes or self.is_remote))
         self.is_counted = sizes is None
-        # 128 are more than the usual number of shards in a shuffle window
-        self.tars = Shards(self.shards, self.copies, len(self.shards) if self.is_counted else 128)
-        self.unreadable: dict[int, str] = {}  # shard index → its error
         self.blocks = sizes or self._count_samples()
         self.ends = np.cumsum(self.blocks)
-        if sizes and not self.is_remote and sum(Path(shard).stat().st_size for shard in self.shards) <= _QUICK_BYTES:
+        if sizes and not self.is_remote and _is_quick(self.shards):
             self._correct_sizes()
         self._check_keys()
 
+    @property
+    def facts(self) -> Any:
+        """See `Source`."""
+        return {
+            "shards": self.shards,
+            "blocks": self.blocks,
+            "is_counted": self.is_counted,
+            "unreadable": self.unreadable,
+            "described": self.describe(),
+        }
+
     def _count_samples(self) -> list[int]:
         """Samples in each shard, 0 for one of the few that may be unreadable."""
-        self.tars.build_indexes()
-        sizes = []
-        for shard in range(len(self.shards)):
-            try:
-                sizes.append(len(self.tars.index(shard)))
-            except UserError as error:
-                self.unreadable[shard] = str(error)
-                if len(self.unreadable) > 0.02 * len(self.shards):
-                    raise
-                log_info(f"{error}; none of its samples is used")
-                sizes.append(0)
-        return sizes
+        counts, self.unreadable = self.tars.count()
+        if len(self.unreadable) > 0.02 * len(self.shards):
+            raise UserError([*self.unreadable.values()][-1])
+        for error in self.unreadable.values():
+            log_info(f"{error}; none of its samples is used")
+        return counts
 
-    def open_all(self) -> None:
-        """See `Source`."""
-        if self.is_remote or self.is_counted:
+    def hold(self, blocks: int | None) -> None:
+        """See `Source`. An index takes 0.8 MB for 10,000 samples; read here, it is in memory once for all workers."""
+        self.tars = Shards(self.shards, self.copies, len(self.shards) if blocks is None else blocks + _HELD)
+        if blocks is not None or self.is_remote or len(self.shards) > MANY_SHARDS:
             return
-        self.tars.build_indexes()
-        if len(self.shards) <= 2048:  # of 0.8 MB for 10,000 samples, once for all workers of a process
+        if self.is_counted:
+            for shard in np.flatnonzero(self.blocks).tolist():
+                with contextlib.suppress(InvalidSampleError):
+                    self._opened(shard)
+        else:
+            self.tars.count()  # by all cores
             self._correct_sizes()
 
     def _correct_sizes(self) -> None:
@@ -283,6 +323,7 @@ class WebDatasetSource(Source):
             more = f"; {len(differing) - 5} more shards differ" if len(differing) > 5 else ""
             log_info(f"{self.sizes_file}: states {', '.join(differing[:5])}{more}; the shards themselves are counted")
             self.ends = np.cumsum(self.blocks)
+            self._described = None
 
     def fetch(self, block: int) -> Path:
         """See `Source`. The index is built later, by DataLoader workers."""
@@ -346,6 +387,11 @@ class WebDatasetSource(Source):
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
+        if self._described is None:
+            self._described = self._describe()
+        return self._described
+
+    def _describe(self) -> dict[str, Any]:
         described = {"path": self.config.path, "shards": len(self.shards), "samples": len(self)}
         root = Path(self.config.path)
         if not is_remote(self.config.path) and (root / MANIFEST).is_file():
