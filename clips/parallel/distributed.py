@@ -50,6 +50,8 @@ def start_processes(*, timeout: float = 1800.0) -> DistributedContext:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # else gloo connects each process with each: 512 of them need more files than the 1,024 that may be open
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         # Checkpoints are written over gloo while nccl trains.
         backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=timeout)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
