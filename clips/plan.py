@@ -5,15 +5,20 @@ clips plan scripts/configs/clips-l-14.yaml --gpu h200 --num_gpus 64
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from clips.commandline.parsing import parse_config
-from clips.data.remote_files import is_remote
+from clips.data.formats.webdataset import MANY_SHARDS, SIZES_FILE, list_shards
+from clips.data.remote_files import is_remote, sibling
 from clips.data.sources import open_source
+from clips.data.tar_index import index_shard
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.ranges import Positive, PositiveFraction
@@ -76,7 +81,12 @@ def run_plan(config: TrainPlanConfig) -> None:
         log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
         plan = plan_stage(config, stage)
         total += plan.hours
-        console.print(_table(f"Stage {number} of {len(stages)}: {gpus}", config, stage, plan))
+        table = _table(f"Stage {number} of {len(stages)}: {gpus}", config, stage, plan)
+        if number == 1:
+            table.add_section()
+            for row in _start_rows(stage):
+                table.add_row(*row)
+        console.print(table)
     console.print(
         f"All: {total:,.1f} h, {total * config.num_gpus:,.0f} GPU hours at an MFU of {config.mfu:.0%} (--mfu). "
         "Waiting for data, validation and failures are not included."
@@ -153,6 +163,29 @@ def _table(title: str, config: TrainPlanConfig, stage: EncoderTrainConfig, plan:
     if total > limit:
         table.add_row("", "[red]lower micro_batch_size, or set distributed.activation_checkpointing[/red]")
     return table
+
+
+def _start_rows(stage: EncoderTrainConfig) -> Iterator[tuple[str, str]]:
+    """What the start reads of local shards, by the first shard of each source; nothing of data that are not here."""
+    from clips.loader.loader import DEFAULT_BUFFER
+
+    memory = 0
+    for source in stage.data.sources:
+        if source.format != "webdataset" or is_remote(source.path):
+            continue
+        with contextlib.suppress(UserError):
+            shards = list_shards(source.path)
+            began = time.process_time()
+            index = index_shard(Path(shards[0]))
+            seconds = (time.process_time() - began) * len(shards)
+            is_counted = Path(source.shard_sizes or sibling(shards[0], SIZES_FILE)).is_file()
+            cost = f"counts in {SIZES_FILE}" if is_counted else f"headers read once in {seconds:,.0f} CPU s"
+            yield f"start with {len(shards):,} shards", cost
+            default = DEFAULT_BUFFER if len(shards) > MANY_SHARDS else len(shards)
+            held = min(len(shards), stage.data.shuffle_buffer_shards or default)
+            memory += held * sum(array.nbytes for array in vars(index).values())
+    if memory:
+        yield "indexes of shards in a process", _gb(memory)
 
 
 def _gb(size: float) -> str:

@@ -81,13 +81,12 @@ def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Foun
 
 
 def run_on_main(processes: DistributedContext, work: Callable[[], Found]) -> Found:
-    """Run ``work`` on rank 0 and return its result on all processes. Raises as `run_on_all`."""
+    """Run ``work`` on rank 0 and return its result on all processes. Raises as `from_main`."""
     if processes.count == 1:
         return work()
-    result = run_on_all(processes, lambda: work() if processes.is_main else None)
-    from clips.parallel.distributed import all_gather_objects
+    from clips.parallel import distributed  # imports torch
 
-    return all_gather_objects(result)[0]
+    return distributed.from_main(work)
 
 
 def cache_key(**parts: Any) -> str:
@@ -179,6 +178,7 @@ class AnswerCache:
         self, folder: Path | None, processes: DistributedContext | None = None, overwrite: bool = False
     ) -> None:
         self.known: dict[str, str] = {}
+        self._unshared: dict[str, str] = {}
         self._file: Path | None = None
         if folder is None:
             return
@@ -190,6 +190,7 @@ class AnswerCache:
     def add(self, answers: dict[str, str]) -> None:
         """Store the answers of a batch on disk."""
         self.known |= answers
+        self._unshared |= answers
         if self._file is None:
             return
         lines = [json.dumps([question, answer], ensure_ascii=False) + "\n" for question, answer in answers.items()]
@@ -201,6 +202,15 @@ class AnswerCache:
             durable.sync(self._file)
             if is_new:
                 durable.sync(self._file.parent)  # its name
+
+    def share(self, processes: DistributedContext) -> None:
+        """Send the answers that this process has added to all others, and receive theirs. A collective call."""
+        if processes.count > 1:
+            from clips.parallel import distributed
+
+            for answers in distributed.all_gather_objects(self._unshared):  # not all known ones from each process
+                self.known |= answers
+        self._unshared = {}
 
 
 def _read(folder: Path, *, overwrite: bool) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, cache_key
 from clips.core.artifact import library_versions
 from clips.core.cache import tensor_cache
 from clips.errors import UserError
+from clips.parallel import distributed
 from clips.parallel.distributed import DistributedContext
 
 BATCHES = [[4, 0], [1, 3], [2]]
@@ -115,9 +116,40 @@ def two(monkeypatch) -> Callable[[Callable[[DistributedContext], Any]], list[Any
         except Exception as error:
             return error
 
+    def from_main(work):
+        found = None
+        if HERE.rank == 0:
+            try:
+                found = work(), None
+            except Exception as error:
+                found = None, error
+        result, error = gather(found)[0]
+        if error is not None:
+            raise error
+        return result
+
     monkeypatch.setattr("clips.parallel.distributed.all_gather_objects", gather)
+    monkeypatch.setattr("clips.parallel.distributed.from_main", from_main)
     with ThreadPoolExecutor(2) as pool:
         yield lambda work: list(pool.map(lambda rank: one(work, rank), range(2)))
+
+
+def test_processes_send_each_other_their_new_answers_alone(two, tmp_path, monkeypatch):
+    AnswerCache(tmp_path).add({f"old {number}": "a" for number in range(100)})
+    gather, sent = distributed.all_gather_objects, []
+    monkeypatch.setattr(distributed, "all_gather_objects", lambda value: sent.append(value) or gather(value))
+
+    def answer(processes):
+        cache = AnswerCache(tmp_path, processes)
+        for question in ("first", "second"):
+            cache.add({f"{question} {processes.rank}": "b"})
+            cache.share(processes)
+        return cache.known
+
+    found = two(answer)
+    assert found[0] == found[1]
+    assert len(found[0]) == 104
+    assert sorted(map(len, sent)) == [1] * 4
 
 
 def test_two_processes_share_the_batches(two, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.commandline.parsing import parse_config
+from clips.data.tar_index import index_shard
 from clips.errors import UserError
 from clips.gpus import GPUS, find_gpu
 from clips.method.clips_model import build_model, compute_losses, contrastive_loss
@@ -291,3 +293,23 @@ def test_gpus():
     names |= {"NVIDIA L40S": "l40s", "NVIDIA L4": "l4", "NVIDIA GeForce RTX 4090": "4090"}
     assert {name: find_gpu(name) for name in names} == {name: GPUS[kind] for name, kind in names.items()}
     assert find_gpu("NVIDIA H100 PCIe") is None  # slower than what the table has
+
+
+def test_the_start_with_shards_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(40, 40, 40))
+    path = tmp_path / "run.json"
+    path.write_text(clips_world.config_text(folder, tmp_path / "run"))
+    run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
+    printed = capsys.readouterr().out
+    assert "start with 3 shards" in printed
+    assert "headers read once in 0 CPU s" in printed
+    index = index_shard(folder / "shard-00000.tar")
+    size = sum(array.nbytes for array in vars(index).values())
+    assert f"{3 * size / 1e9:.2g} GB" in printed.partition("indexes of shards in a process")[2].splitlines()[0]
+    clips_world.write_sizes(folder, (40, 40, 40))
+    path.write_text(clips_world.config_text(folder, tmp_path / "run", data={"sources": [{"path": str(folder)}]}))
+    run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
+    assert "counts in sizes.json" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
+    assert "start with" not in capsys.readouterr().out

@@ -184,7 +184,6 @@ def _score_texts(
     Args:
         end: include the EOS token of the answer.
     """
-    from clips.parallel.distributed import all_gather_objects
     from llava_bridge import loglikelihoods
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
@@ -209,8 +208,7 @@ def _score_texts(
             cache.add({keys[number]: line for number, line in zip(batch, lines, strict=True)})
 
     run_on_all(model.processes, score)
-    for known in all_gather_objects(cache.known):
-        cache.known |= known
+    cache.share(model.processes)
     return [LogLikelihood(**json.loads(cache.known[key])) for key in keys]
 
 

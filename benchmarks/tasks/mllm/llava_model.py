@@ -124,9 +124,11 @@ class LlavaBridgeModel(lmms):
                             self.cache.add({keys[window[index]]: text for index, text in answered.items()})
                             progress.advance(len(answered))
 
+        before = set(self.images)
         run_on_all(self.processes, work)
-        for known, images in all_gather_objects((self.cache.known, self.images)) if self.processes.count > 1 else []:
-            self.cache.known |= known
+        self.cache.share(self.processes)
+        new = {question: self.images[question] for question in self.images.keys() - before}
+        for images in all_gather_objects(new) if self.processes.count > 1 else []:
             self.images |= images
         return [self.cache.known[key] for key in keys]
 
