@@ -273,19 +273,19 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
-    unknown: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
+    stated: dict[Path, str] = {}
     for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
             continue
         status, recorded = path.stat(), known.get(name, {})
         described[name] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
+        paths[name] = path
         if described[name].items() <= recorded.items():  # hashed while it was written
-            described[name]["hash"] = recorded["hash"]
-        else:
-            unknown[name] = path
-    hashes = content_hashes(unknown.values())
-    for name, path in unknown.items():
+            stated[path] = recorded["hash"]
+    hashes = content_hashes(paths.values(), known=stated)
+    for name, path in paths.items():
         described[name]["hash"] = hashes[path]
     return described
 

@@ -225,8 +225,10 @@ def file_hash(path: str | Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
+def content_hashes(files: Iterable[str | Path], known: Mapping[Path, str] | None = None) -> dict[Path, str]:
     """SHA-256 of each file's content, in the given order; files with a stamp in the user's cache are not read.
+
+    Those ``known``, of files hashed while they were written, enter the cache.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -244,18 +246,23 @@ def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
             stamps[path] = file_stamp(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    unread = [path for path in stamps if memories[path.parent].get(path.name, [])[:-1] != [*stamps[path]]]
+    known = known or {}
+    unread = [
+        path
+        for path in stamps
+        if path not in known and memories[path.parent].get(path.name, [])[:-1] != [*stamps[path]]
+    ]
     size = sum(stamps[path][0] for path in unread)
     if size > _MANY_BYTES:
         print(f"hashing {size / 1e9:,.0f} GB in {len(unread):,} files, once for each content", file=sys.stderr)
     hashes, changed = dict[Path, str](), set[Path]()
     for path, stamp in stamps.items():
-        known = memories[path.parent].get(path.name, [])
-        if known[:-1] == [*stamp]:
-            hashes[path] = str(known[-1])
+        remembered = memories[path.parent].get(path.name, [])
+        if remembered[:-1] == [*stamp]:
+            hashes[path] = str(remembered[-1])
             continue
         started = time.time_ns()
-        hashes[path] = file_hash(path)
+        hashes[path] = known[path] if path in known else file_hash(path)
         if started - stamp[-1] > _SETTLED_NS:
             memories[path.parent][path.name] = [*stamp, hashes[path]]
             changed.add(path.parent)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from clips.core import identity
+from clips.core.artifact import directory_hash, write_manifest
 from clips.core.cache import TensorShards, json_cache, tensor_cache
 from clips.core.identity import cache_directory, content_hashes, file_hash, file_stamp
 from clips.errors import UserError
@@ -181,6 +182,23 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, read: list[str],
     assert content_hashes([tmp_path / "copy/b"]) == {tmp_path / "copy/b": hashlib.sha256(b"c").hexdigest()}
     with pytest.raises(UserError, match="missing: cannot be read"):
         content_hashes([folder / "missing"])
+
+
+def test_an_artifact_hashed_while_it_was_written_is_not_read_again(tmp_path: Path, read: list[str]):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    path = folder / "0.tar"
+    path.write_text("a")
+    status = path.stat()
+    known = {"size": 1, "modified_ns": status.st_mtime_ns, "hash": hashlib.sha256(b"a").hexdigest()}
+    time.sleep(0.05)
+    manifest = write_manifest(folder, kind="captions", config={}, known={"0.tar": known})
+    renamed = folder.rename(tmp_path / "renamed")
+    assert directory_hash(renamed) == manifest["hash"]
+    assert read == []
+    in_place(renamed / "0.tar", "b")
+    assert directory_hash(renamed) != manifest["hash"]
+    assert read == ["0.tar"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": []}', '{"a": [1, 2]}'])

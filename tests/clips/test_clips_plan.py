@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -296,20 +295,18 @@ def test_gpus():
 
 
 def test_the_start_with_shards_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = clips_world.write_shards(tmp_path / "data", sizes=(40, 40, 40))
-    path = tmp_path / "run.json"
-    path.write_text(clips_world.config_text(folder, tmp_path / "run"))
+    uncounted, counted = (
+        clips_world.write_shards(tmp_path / name, sizes=(40,) * count) for name, count in (("a", 3), ("b", 2))
+    )
+    clips_world.write_sizes(counted, (40, 40))
+    sources = [{"path": str(path)} for path in (uncounted, counted, tmp_path / "elsewhere")]
+    path = write_config(tmp_path, stages=[], max_steps=1, data={"sources": sources})
     run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
-    printed = capsys.readouterr().out
-    assert "start with 3 shards" in printed
-    assert "headers read once in 0 CPU s" in printed
-    index = index_shard(folder / "shard-00000.tar")
-    size = sum(array.nbytes for array in vars(index).values())
-    assert f"{3 * size / 1e9:.2g} GB" in printed.partition("indexes of shards in a process")[2].splitlines()[0]
-    clips_world.write_sizes(folder, (40, 40, 40))
-    path.write_text(clips_world.config_text(folder, tmp_path / "run", data={"sources": [{"path": str(folder)}]}))
-    run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
-    assert "counts in sizes.json" in capsys.readouterr().out
-    shutil.rmtree(folder)
-    run_plan(TrainPlanConfig(train_config=str(path), num_gpus=1))
-    assert "start with" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in shown.splitlines() if "│" in line]
+    assert [row for row in rows if row[0].startswith("start")] == [
+        ["start with 3 shards", "headers read once in 0 CPU s"],
+        ["start with 2 shards", "counts in sizes.json"],
+    ]
+    size = 5 * sum(array.nbytes for array in vars(index_shard(uncounted / "shard-00000.tar")).values())
+    assert ["indexes of shards in a process", f"{size / 1e9:.2g} GB"] in rows
