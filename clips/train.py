@@ -62,7 +62,8 @@ from clips.typed_data import checked, to_plain
 
 Batch = dict[str, Tensor]
 SUMMARY_FILE = "summary.json"
-_PROCESSES_ASKED_EACH_STEP = 32  # whether they have received a signal to stop; of 512 processes in each 16th step
+_PROCESSES_ASKED_EACH_STEP = 32  # whether they have received a signal to stop; 512 processes in each 16th step,
+_SECONDS_UNASKED = 10.0  # but after so many seconds
 
 
 def train(config: EncoderTrainConfig) -> None:
@@ -146,6 +147,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=state.flops)
     entry: dict[str, Any] = {}
     unread: list[StepMetrics] = []
+    asking_steps = 1
     run.model.train()
     with (
         worker_errors_as_user_errors("data.num_workers"),
@@ -173,7 +175,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             validates = validation and (last or state.step % config.validation.eval_steps == 0)
             logs = last or validates or state.step % config.logging_steps == 0
             # of many processes not in each step, as the call waits for all of them
-            asks = not last and state.step % max(1, run.processes.count // _PROCESSES_ASKED_EACH_STEP) == 0
+            asks = not last and state.step % asking_steps == 0
             signal = stop.of_any_process(torch.device("cpu")) if asks else 0
             saves = not last and (signal or state.step % config.save_steps == 0)
 
@@ -188,7 +190,9 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             if logs:
                 check_invalid_samples(run)
                 newest = {name: values[name] for name in ("lr", "logit_scale") if name in values}  # no means of these
-                means = all_reduce_mean(state.take_means() | newest)
+                means = all_reduce_mean(state.take_means() | newest | {"pace": state.seconds / state.step})
+                steps_within = int(_SECONDS_UNASKED / max(means.pop("pace"), 1e-9))
+                asking_steps = max(1, min(run.processes.count // _PROCESSES_ASKED_EACH_STEP, steps_within))
                 seen = {"samples_seen": state.samples_seen, "epoch": state.samples_seen / len(run.data)}
                 entry = {"step": state.step, **seen, **means, **clock.read()}
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model

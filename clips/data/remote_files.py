@@ -34,7 +34,7 @@ _PARTIAL = ".partial"
 INDEX_SUFFIX, COUNTS_SUFFIX = ".index", ".counts"
 """Of files with what was read in shards, which have a room of their own in a cache."""
 _INDEXES = 0.1  # of a cache's limit, in addition
-_WAITING = 10.0  # seconds, after which a process says for what it waits
+_WAITING = 60.0  # seconds, after which a process says for what it waits
 unfinished: set[Path] = set()
 """The files that this process is writing; one that ends without waiting for its threads deletes them."""
 
@@ -204,7 +204,8 @@ class ShardCache:
                     tries = _MAX_TRIES if self._has_worked else _NUM_TRIES
                     _try(make, key, target, tries if retry else 1)
                     self._unmeasured += target.stat().st_size
-                    if self._unmeasured > self.limit / 100:  # not after each of thousands of small files
+                    room = self.limit * (_INDEXES if target.suffix in (INDEX_SUFFIX, COUNTS_SUFFIX) else 1)
+                    if self._unmeasured > room / 100:  # not after each of thousands of small files
                         self._make_room(target)
                         self._unmeasured = 0
         self._has_worked = True

@@ -398,7 +398,7 @@ class Shards:
                 stamps.append(file_stamp(shard))
             except OSError as error:
                 stamps.append(error_reason(error))
-        key, counted = digest(["counts 1", *zip(self.shards, stamps, strict=True)]), list[Counted]()
+        key, counted = digest(["counts 1", *zip(map(ascii, self.shards), stamps, strict=True)]), list[Counted]()
 
         def build(file: Path) -> None:
             counted.extend(self._count(stamps))

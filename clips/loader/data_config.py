@@ -45,7 +45,7 @@ class DataConfig:
         sources: images with captions, each an entry of format, path, web_caption, synthetic_caption (see
             `--data.sources.help`); several are read as one, or mixed by their weights.
         shuffle_buffer_shards: number of shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled
-            together. null shuffles all samples of an epoch, which suits local disks; of more than 2,000 shards it is
+            together. null shuffles all samples of an epoch, which suits local disks; of more than 2,048 shards it is
             100. For remote shards, a number such as 100 limits the reading to few shards at a time.
         augment: augmentation of the images.
         num_workers: DataLoader workers for each training process; 0 reads ahead in a thread.

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import pickle
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ def start_processes(*, timeout: float = 1800.0) -> DistributedContext:
         backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=timeout)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, timeout=wait, device_id=device if cuda else None)
+            dist.barrier()  # connects, while there is the store of the main process, those of the barrier at the end
         else:
             dist.init_process_group(backend, timeout=wait, store=dist.HashStore(), rank=0, world_size=1)
     return DistributedContext(rank=dist.get_rank(), count=dist.get_world_size(), device=device)
@@ -141,14 +143,16 @@ def from_main(work: Callable[[], Result]) -> Result:
         return result
 
     ended, raised = threading.Event(), None
-    result = None
+    result, lost = None, list[Exception]()  # why another process cannot be reached
 
     def signal_life() -> None:
         if on_gpu:
             torch.cuda.set_device(signal.device)
-        with contextlib.suppress(RuntimeError):  # another process has ended: the next call says so
+        try:
             while not ended.wait(_LIFE_SIGN):
                 dist.broadcast(signal, 0)
+        except RuntimeError as error:
+            lost.append(error)
 
     thread = threading.Thread(target=signal_life, daemon=True)
     thread.start()
@@ -156,8 +160,11 @@ def from_main(work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as error:
         raised = error
-    ended.set()
+    finally:
+        ended.set()
     thread.join()
+    if lost:
+        raise lost[0]
     dist.broadcast(signal.fill_(1), 0)
     dist.broadcast_object_list([(result, _portable(raised))], src=0)
     if raised is not None:
@@ -167,7 +174,11 @@ def from_main(work: Callable[[], Result]) -> Result:
 
 def _portable(error: Exception | None) -> Exception | None:
     """The error as another process may raise it."""
-    return error if error is None or isinstance(error, UserError | OSError) else RuntimeError(error_reason(error))
+    if isinstance(error, UserError | OSError):
+        with contextlib.suppress(Exception):  # of libraries' own errors, which may hold anything
+            pickle.loads(pickle.dumps(error))
+            return error
+    return error and RuntimeError(error_reason(error))
 
 
 def wait_for_main_process() -> None:

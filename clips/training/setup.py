@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clips.core.artifact import MANIFEST, read_manifest
-from clips.core.identity import INPUTS
+from clips.core.identity import INPUTS, digest
 from clips.data.images import normalize
 from clips.data.sources import Source, open_source
 from clips.errors import UserError
@@ -25,7 +25,7 @@ from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
 from clips.model.architectures import describe_preprocessing, resolve_preprocessing
 from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
-from clips.parallel.distributed import DistributedContext, from_main, start_processes
+from clips.parallel.distributed import DistributedContext, all_gather_objects, from_main, start_processes
 from clips.parallel.parallel_model import ModelEma, ParallelModel
 from clips.safe_text import log_info
 from clips.training.checkpoint import load_tensors, verify_checkpoint
@@ -161,7 +161,7 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         return [source.facts for source in opened], bool(hashes) and not any(IN_BUFFERS in value for value in hashes)
 
     known, has_older_order = from_main(facts)
-    return TrainDataset(
+    data = TrainDataset(
         config.data,
         size=config.architecture.image_size,
         seed=config.seed,
@@ -170,6 +170,10 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         parts=opened or [open_source(*source) for source in zip(config.data.sources, known, strict=True)],
         default_buffer=None if has_older_order else DEFAULT_BUFFER,
     )
+    sizes = all_gather_objects(digest([source.blocks for source in data.parts]))
+    if other := next((rank for rank, size in enumerate(sizes) if size != sizes[0]), None):
+        raise UserError(f"data.sources: the process of rank {other} finds other samples there than that of rank 0")
+    return data
 
 
 def _recorded_identity(output: str) -> Mapping[str, Any]:
@@ -205,7 +209,7 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
             if not (Path(stage.output) / MANIFEST).is_file():
                 stage.check_processes(processes)
             if stage.data.sources != before.data.sources:
-                for source in stage.data.sources:
+                for source in (*stage.data.sources, *filter(None, [stage.validation.source])):
                     open_source(source)
         except UserError as error:
             raise UserError(f"stages[{number}]: {error}") from None

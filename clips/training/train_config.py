@@ -62,7 +62,7 @@ class DistributedConfig:
             between nodes. null is all processes, for the least memory.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
         torch_compile: compile the layers with torch.compile; faster on GPUs.
-        hang_timeout: seconds that processes wait for another, which hangs or works alone, before the training ends.
+        hang_timeout: seconds that processes wait for another, which hangs, before the training ends.
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"

@@ -68,13 +68,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: all complete ones are damaged.
     """
-    # a shared disk may show them to another node later
-    listed = from_main(lambda: {path: (path / COMPLETE_MARKER).is_file() for path in folder.glob("checkpoint-*")})
-    complete = sorted((path for path, is_complete in listed.items() if is_complete), key=step_of, reverse=True)
+    # by rank 0, as a shared disk may show them to another node later
+    listed = from_main(lambda: {path: _read_hashes(path) for path in folder.glob("checkpoint-*")})
+    complete = sorted((path for path, hashes in listed.items() if hashes is not None), key=step_of, reverse=True)
     unusable = listed.keys() - set(complete)
     chosen = damage = None
     for checkpoint in complete:
-        if (damage := _find_damage(checkpoint)) is None:
+        if (damage := _find_damage(checkpoint, listed[checkpoint])) is None:
             chosen = checkpoint
             break
         log_rank0(damage)
@@ -91,12 +91,20 @@ def last_checkpoint(folder: Path) -> Path | None:
     return chosen
 
 
-def _find_damage(checkpoint: Path) -> str | None:
+def _read_hashes(checkpoint: Path) -> dict[str, str] | str | None:
+    """The hashes of a complete checkpoint's files, or why its marker cannot be read; None of an incomplete one."""
+    if not (checkpoint / COMPLETE_MARKER).is_file():
+        return None
     try:
-        hashes = read_marker(checkpoint).get("hashes", {})  # which earlier versions did not write
-        names = sorted(hashes)
+        return dict(read_marker(checkpoint).get("hashes", {}))  # which earlier versions did not write
     except (ValueError, TypeError, AttributeError, OSError) as error:
         return f"{checkpoint / COMPLETE_MARKER}: broken ({error_reason(error)})"
+
+
+def _find_damage(checkpoint: Path, hashes: dict[str, str] | str | None) -> str | None:
+    if not isinstance(hashes, dict):
+        return hashes
+    names = sorted(hashes)
     now = _hash_files(checkpoint, names)
     wrong = next((name for name in names if now[name] != hashes[name]), None)
     return None if wrong is None else f"{checkpoint / wrong}: missing or damaged, it has another hash than when written"
@@ -111,7 +119,7 @@ def convert_if_of_other_processes(checkpoint: Path) -> bool:
     Raises:
         UserError: it is ZeRO-3's, whose universal form lacks the optimizer's steps; or it cannot be converted.
     """
-    processes = read_marker(checkpoint)["processes"]
+    processes = from_main(lambda: read_marker(checkpoint)["processes"])
     if processes == os.environ["WORLD_SIZE"]:
         return False
 

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,10 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
                 file
                 for file in below
                 if file.suffix.lower() in kinds
+                and file.is_file()
                 and file not in known
                 and not any(map(is_clutter, file.relative_to(listed).parts))
+                and not fnmatch(file.name, "cache-*.arrow")  # of datasets, which appear when they are read
             ]
     description = {**to_plain(data), "hash": _hash_of(files)}
     if others:
@@ -275,7 +278,7 @@ def _hash_of(files: Sequence[Path]) -> str:
 
 def _file_hash(path: Path) -> str:
     """A file's hash; for one with images, which may be large, the hash of its size and its ends."""
-    if path.suffix.lower() not in _IMAGE_CONTAINERS:
+    if path.suffix not in _IMAGE_CONTAINERS:
         return directory_hash(path)
     size = path.stat().st_size
     ends = [read_byte_range(path, start, _END_BYTES) for start in (0, max(0, size - _END_BYTES))]

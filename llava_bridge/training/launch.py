@@ -33,7 +33,8 @@ _PATIENCE = 3.0  # seconds in which a process that has failed ends
 def launcher_world_size() -> int | None:
     """Number of processes of the distributed launcher (deepspeed, torchrun); None without one."""
     given = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
-    if {"RANK", "WORLD_SIZE"} <= given and "LOCAL_RANK" not in given:  # Kubeflow sets these for torchrun
+    # Kubeflow sets these for torchrun
+    if {"RANK", "WORLD_SIZE"} <= given and "LOCAL_RANK" not in given and os.environ["WORLD_SIZE"] != "1":
         raise UserError("RANK and WORLD_SIZE are set without LOCAL_RANK: start the command by torchrun or deepspeed")
     return int(os.environ["WORLD_SIZE"]) if len(given) == 3 else None
 

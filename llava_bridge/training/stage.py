@@ -28,6 +28,7 @@ from clips.core.run_log import RunLog
 from clips.loader.invalid_samples import InvalidSamples, restored
 from clips.model.compute import compile_modules
 from clips.model.loading import ADAPTER_DIR
+from clips.parallel.distributed import from_main
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker, step_of
 from llava_bridge.training.inputs import Inputs
@@ -99,7 +100,7 @@ def train_stage(inputs: Inputs, name: str, stop: StopRequest, run_log: RunLog) -
     # The last checkpoint of an interrupted stage, readable by this number of processes.
     durable.make_directory(checkpoints)
     checkpoint = last_checkpoint(checkpoints)
-    before = {} if checkpoint is None else read_marker(checkpoint)
+    before = {} if checkpoint is None else from_main(lambda: read_marker(checkpoint))
     first_step = 0 if checkpoint is None else step_of(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, run_log, started - (before["seconds"] if before else 0.0))
     is_universal = checkpoint is not None and convert_if_of_other_processes(checkpoint)

@@ -71,8 +71,8 @@ def test_a_process_connects_only_with_those_to_which_it_talks(tmp_path: Path) ->
     multiprocessing.set_forkserver_preload(["clips.parallel.distributed"])
     mp.start_processes(connect, (port, str(tmp_path), 8), nprocs=8, start_method="forkserver")
     sockets = [int((tmp_path / str(rank)).read_text()) for rank in range(8)]
-    assert max(sockets[1:]) <= 9, sockets
-    assert sockets[0] <= 9 + 7, sockets  # the main process keeps the addresses for all
+    assert max(sockets[1:]) <= 12, sockets
+    assert sockets[0] <= 12 + 7, sockets  # the main process keeps the addresses for all
 
 
 def answers(tmp_path: Path, case: str) -> list[str]:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import socket
 from collections import Counter
@@ -61,8 +62,8 @@ from clips.text_files import encoding_of, parse_object, safe_json_loads, text_li
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
-MANY_SHARDS = 2000
-"""Of more the indexes are not all in memory: 1.6 GB for 10,000 samples each."""
+MANY_SHARDS = 2048
+"""Of more the indexes are not all in memory, which take 1.6 GB for 10,000 samples each."""
 _HELD = 128  # indexes in memory, besides those of a shuffle buffer
 _QUICK_BYTES = 1e9
 """Total size of local shards that are counted at the start: of small samples this takes about 5 s, and once."""
@@ -83,7 +84,6 @@ def list_shards(path: str) -> list[str]:
         location = list(map(str, _shards(Path(path))))
         if not location:
             raise UserError(f"{path}: expected .tar shards in this directory, found none")
-        return location
     listed = functools.cache(_names)  # one call for a directory, which may be far, instead of one for each shard
     for shard in location:
         folder, _, name = shard.rpartition("/")
@@ -96,7 +96,8 @@ def list_shards(path: str) -> list[str]:
 
 def _names(folder: str) -> frozenset[str]:
     try:
-        return frozenset(path.name for path in Path(folder).iterdir())
+        with os.scandir(folder) as entries:  # a link, as git-annex makes them, may lead nowhere
+            return frozenset(entry.name for entry in entries if not entry.is_symlink() or Path(entry).exists())
     except OSError:
         return frozenset()
 
@@ -299,16 +300,16 @@ class WebDatasetSource(Source):
 
     def hold(self, blocks: int | None) -> None:
         """See `Source`. An index takes 0.8 MB for 10,000 samples; read here, it is in memory once for all workers."""
-        self.tars = Shards(self.shards, self.copies, len(self.shards) if blocks is None else blocks + _HELD)
-        if blocks is not None or self.is_remote or len(self.shards) > MANY_SHARDS:
-            return
-        if self.is_counted:
+        if self.is_remote or (blocks is not None and blocks < len(self.shards)):
+            self.tars = Shards(self.shards, self.copies, min(blocks or 0, MANY_SHARDS) + _HELD)
+        elif self.is_counted or len(self.shards) <= MANY_SHARDS:
+            self.tars = Shards(self.shards, self.copies, len(self.shards))
+            self.tars.count()  # by all cores; done before on the main process's node
+            if not self.is_counted:
+                self._correct_sizes()
             for shard in np.flatnonzero(self.blocks).tolist():
                 with contextlib.suppress(InvalidSampleError):
                     self._opened(shard)
-        else:
-            self.tars.count()  # by all cores
-            self._correct_sizes()
 
     def _correct_sizes(self) -> None:
         """Read all indexes, and take from each the number of samples where `SIZES_FILE` states another."""
