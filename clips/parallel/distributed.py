@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import os
-import pickle
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from clips.safe_text import log_info
 EXIT_HUNG = 70
 """Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""
 
+_OPEN_FILES = 65_536
 _LIFE_SIGN = 5.0  # seconds; a hang of the others is noticed after much more
 
 Result = TypeVar("Result")
@@ -51,13 +53,15 @@ def start_processes(*, timeout: float = 1800.0) -> DistributedContext:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # else gloo connects each process with each: 512 of them need more files than the 1,024 that may be open
-        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+        # gloo connects each process with each, in two groups: 512 of them need 1,538 sockets, and may open 1,024 files
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         # Checkpoints are written over gloo while nccl trains.
         backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=timeout)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, timeout=wait, device_id=device if cuda else None)
-            dist.barrier()  # connects, while there is the store of the main process, those of the barrier at the end
         else:
             dist.init_process_group(backend, timeout=wait, store=dist.HashStore(), rank=0, world_size=1)
     return DistributedContext(rank=dist.get_rank(), count=dist.get_world_size(), device=device)
@@ -176,8 +180,7 @@ def _portable(error: Exception | None) -> Exception | None:
     """The error as another process may raise it."""
     if isinstance(error, UserError | OSError):
         with contextlib.suppress(Exception):  # of libraries' own errors, which may hold anything
-            pickle.loads(pickle.dumps(error))
-            return error
+            return copy.deepcopy(error)  # which needs what pickling needs
     return error and RuntimeError(error_reason(error))
 
 
