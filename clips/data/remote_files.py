@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from clips.core import durable
 from clips.errors import UserError, error_reason
@@ -153,7 +153,8 @@ class ShardCache:
     def lock(self, name: str) -> Iterator[None]:
         """Lock ``name`` for all processes that share the directory; a long wait is logged.
 
-        The system frees the lock of a process that has ended.
+        The system frees the lock of a process that has ended; without ``flock`` (Lustre mounted without it), filelock
+        does if it was one of this host.
 
         Raises:
             OSError, NotImplementedError: the file system has no locks.
@@ -168,7 +169,8 @@ class ShardCache:
                 return
             except Timeout:
                 waited = time.monotonic() - started
-                log_info(f"waiting for another process that makes {self.directory / name}, {waited:,.0f} s so far")
+                dead = f"; if its host is dead, remove {lock.lock_file}" if isinstance(lock, SoftFileLock) else ""
+                log_info(f"waiting for another process that makes {self.directory / name}, {waited:,.0f} s so far{dead}")
                 pause = min(2 * pause, 600.0)
 
     def path(self, url: str, check: Callable[[Path], None]) -> Path:

@@ -33,6 +33,7 @@ Spans = Mapping[str, tuple[int, int]]
 """Name of a member, or extension of a sample's file → (offset, size) of its bytes in the tar."""
 MAX_MEMBER_BYTES = 256 * 2**20  # of a member that is read into memory; images and texts are smaller
 _BLOCK, _ZEROS = 512, bytes(512)
+_PAX = ord("x")  # the type of a header for the next one
 _CLUTTER = {"readme", "readme.md", "readme.txt", "thumbs.db"}
 # the octal fields of a header: mode, user, group, size, time, checksum, device (2)
 _NUMBERS = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345))
@@ -141,7 +142,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
 
 
 def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
-    """The members of a whole tar of regular files, read ten times as fast as by ``tarfile``.
+    """The members of a whole tar of regular files, read six times as fast as by ``tarfile``.
 
     With ``tarfile`` alone, the first start of a training on 40,000 samples takes 1.2 to 1.5 times as long.
 
@@ -151,9 +152,9 @@ def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
     members: dict[str, tuple[int, int]] = {}
     headers: list[bytes] = []  # that are still to be checked
     spans: list[tuple[int, int]] = []
-    descriptor, offset, count, is_extended = stream.fileno(), 0, 0, False
+    descriptor, offset, count, is_extended, pread = stream.fileno(), 0, 0, False, os.pread
     while True:
-        header = os.pread(descriptor, _BLOCK, offset)
+        header = pread(descriptor, _BLOCK, offset)
         at_end = header == _ZEROS
         if at_end or len(headers) == 4096:
             names = _plain_names(headers)
@@ -174,17 +175,17 @@ def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
             size = int(header[124:136].rstrip(b"\0 "), 8)
         except ValueError:
             return None
+        if size < 0 or len(header) < _BLOCK:
+            return None
         start = offset + _BLOCK
-        if header[156:157] == b"x" and not is_extended and 0 <= size <= 4096:
-            records = os.pread(descriptor, size, start)
+        if header[156] == _PAX and not is_extended and size <= 4096:
+            records = pread(descriptor, size, start)
             lines = records.splitlines(keepends=True)
             if not _PAX_TIMES.fullmatch(records) or any(int(line.split()[0]) != len(line) for line in lines):
                 return None
             if not _are_plain([header]):
                 return None
             is_extended = True
-        elif size < 0 or len(header) < _BLOCK:
-            return None
         else:
             headers.append(header)
             spans.append((start, size))
@@ -301,7 +302,7 @@ class ShardIndex:
 
 def load_index(path: Path) -> ShardIndex:
     """Read the output of `ShardIndex.save`."""
-    with path.open("rb") as file:  # one array after the other: five times as fast as an npz
+    with path.open("rb") as file:  # one array after the other: a quarter of the time of an npz
         return ShardIndex(**{field.name: np.load(file) for field in dataclasses.fields(ShardIndex)})
 
 
@@ -442,9 +443,9 @@ class Shards:
             finally:
                 for process in processes:
                     process.kill()
-            found = [json.loads(line) for output in outputs for line in output.read_text(encoding="utf-8").splitlines()]
-        missing = [*set(numbers) - {number for number, _, _ in found}]  # a process was killed for memory, for example
-        return [*found, *_counted([self.shards[number] for number in missing], self.cache, missing)]
+            counted = [json.loads(line) for output in outputs for line in output.read_text(encoding="utf-8").splitlines()]
+        missing = [*set(numbers) - {number for number, _, _ in counted}]  # a process was killed for memory, for example
+        return [*counted, *_counted([self.shards[number] for number in missing], self.cache, missing)]
 
 
 Counted = tuple[int, int, str]

@@ -248,8 +248,8 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
         if listed.is_file():
             files.append(listed)
         else:  # a directory: the files in it from which a format may read conversations
-            files += sorted([*listed.glob("*.json"), *listed.glob("*.jsonl")])
-            below = sorted(listed.rglob("*"))
+            files += sorted(file for file in [*listed.glob("*.json"), *listed.glob("*.jsonl")] if file.is_file())
+            below = sorted(file for file in listed.rglob("*") if file.is_file())
             if data.format in {"conversations", "vqa", "webdataset"}:
                 files += [file for file in below if file.suffix in _IMAGE_CONTAINERS]
             # a hash of its own, which earlier versions did not have: so their runs resume
@@ -258,7 +258,6 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
                 file
                 for file in below
                 if file.suffix.lower() in kinds
-                and file.is_file()
                 and file not in known
                 and not any(map(is_clutter, file.relative_to(listed).parts))
                 and not fnmatch(file.name, "cache-*.arrow")  # of datasets, which appear when they are read

@@ -77,13 +77,6 @@ def from_main(work: Callable[[], Result]) -> Result:
     return distributed.from_main(work)
 
 
-def all_gather_objects(value: Result) -> list[Result]:
-    """As :func:`clips.parallel.distributed.all_gather_objects`, without an import of torch before."""
-    from clips.parallel import distributed
-
-    return distributed.all_gather_objects(value)
-
-
 @contextlib.contextmanager
 def start_ranks(count: int, config_file: Path) -> Iterator[None]:
     """Make this process rank 0 of ``count``; the others run ``llava-bridge train`` with a file, and end with the block.

@@ -164,8 +164,8 @@ def check_same_everywhere(setup: StageSetup, name: str) -> None:
     first_weights, first_data = from_main(lambda: (weights, data))
     # some weights are computed when they are loaded, which differs in the last digits between types of CPUs
     is_equal = weights.shape == first_weights.shape and np.allclose(weights, first_weights, 1e-4, 1e-6, equal_nan=True)
-    found = "" if is_equal and data == first_data else "data" if is_equal else "weights"
-    for rank, other in enumerate(all_gather_objects(found)):
+    difference = "" if is_equal and data == first_data else "data" if is_equal else "weights"
+    for rank, other in enumerate(all_gather_objects(difference)):
         if other:
             raise UserError(
                 f"{name}: the process of rank {rank} has read other {other} than that of rank 0: expected the same "

@@ -118,7 +118,9 @@ def run_stages(inputs: Inputs, stop: StopRequest) -> None:
 
 
 def _check_shared(work: Path) -> None:
-    for rank, can_read in enumerate(launch.all_gather_objects((work / RUN).is_file())):
+    from clips.parallel import distributed
+
+    for rank, can_read in enumerate(distributed.all_gather_objects((work / RUN).is_file())):
         if not can_read:
             raise UserError(
                 f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"

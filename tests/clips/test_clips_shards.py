@@ -9,11 +9,13 @@ import os
 import pickle
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import clips_world
@@ -215,6 +217,25 @@ def test_counted_shards_are_neither_read_nor_held_at_the_next_start(tmp_path: Pa
     assert built == ["shard-00007.tar"] * 2
 
 
+def test_small_shards_with_sizes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(4, 3)), (4, 3))
+    read: list[str] = []
+    monkeypatch.setattr(tar_index, "index_shard", lambda path: read.append(path.name) or index_shard(path))
+    source = opened(folder, cache_dir=str(tmp_path / "cache"))
+    for blocks in (1, None):  # a shuffle buffer, and all
+        source.hold(blocks)
+    assert [source.read(index, rng()).image for index in range(7)] == [*map(clips_world.draw_image, range(7))]
+    assert read == ["shard-00000.tar", "shard-00001.tar"]
+
+
+def test_links_that_lead_nowhere_are_missing_shards(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
+    (folder / "shard-00001.tar").unlink()
+    (folder / "shard-00001.tar").symlink_to(".git/annex/objects/missing")
+    with pytest.raises(UserError, match=r"shard-00001\.tar: no such file or directory"):
+        opened(folder / "shard-{00000..00001}.tar")
+
+
 @pytest.mark.parametrize("sizes", [True, False])
 def test_another_process_opens_shards_by_the_facts_of_one_that_read_them(
     tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, sizes: bool
@@ -264,6 +285,34 @@ def test_a_long_wait_for_another_process_is_told(tmp_path: Path, monkeypatch: py
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2  # fewer and fewer
     assert all(f"waiting for another process that makes {tmp_path}/" in line for line in lines)
+    assert cache.target("a", "a.tar").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("host", ["another-node", socket.gethostname()])
+def test_without_flock_the_lock_of_a_dead_process_ends_or_is_named(tmp_path: Path, monkeypatch, capsys, host: str):
+    """On a disk of two hosts without ``flock``: what a killed process of either has left."""
+
+    def no_flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    monkeypatch.setattr("clips.data.remote_files._WAITING", 0.05)
+    cache = ShardCache(tmp_path, limit=10)
+    marker = tmp_path / f".{cache.target('a', 'a.tar').name}.lock"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    marker.write_text(f"{dead.pid}\n{host}\n")
+    os.utime(marker, (0, 0))
+    thread = threading.Thread(target=lambda: cache.made("a", "a.tar", lambda path: path.write_bytes(b"a") and None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thread.start()
+        if host == "another-node":
+            time.sleep(0.5)
+            assert thread.is_alive()
+            assert f"if its host is dead, remove {marker}" in capsys.readouterr().err
+            marker.unlink()
+        thread.join(timeout=20)
     assert cache.target("a", "a.tar").read_bytes() == b"a"
 
 

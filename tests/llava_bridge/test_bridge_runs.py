@@ -236,6 +236,28 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
     assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in output
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3"}, 3),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"LOCAL_RANK": "0"}, None),
+    ],
+)
+def test_half_a_launchers_environment_is_none(monkeypatch: pytest.MonkeyPatch, given, expected) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert launch.launcher_world_size() == expected
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="set without LOCAL_RANK"):
+        launch.launcher_world_size()
+
+
 @pytest.mark.parametrize("threads", [None, "3"])
 def test_the_environment_of_the_processes(threads, path, tmp_path, monkeypatch):
     """As by a launcher; the allocator's options are those of any command."""

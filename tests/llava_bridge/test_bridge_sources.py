@@ -404,6 +404,21 @@ def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
     assert len(hashes) == 3
 
 
+def test_texts_below_a_directory_count_and_directories_named_like_files_do_not(bridge_talk: Path, tmp_path: Path):
+    folder = shutil.copytree(bridge_talk, tmp_path / "talk")
+    config = ConversationSourceConfig(path=str(folder))
+    before = describe_data(config)
+    for name in ("x.parquet", "x.json", "x.jsonl"):
+        (folder / name).mkdir()
+    assert describe_data(config) == before
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "questions.txt").write_text("What is it?")
+    described = describe_data(config)
+    assert {name for name in described if described.get(name) != before.get(name)} == {"other_hash"}
+    (folder / "deeper" / "questions.txt").write_text("What was it?")
+    assert describe_data(config)["other_hash"] != described["other_hash"]
+
+
 def test_reading_settings_keep_a_run_and_content_changes_it(
     bridge_talk: Path, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
 ) -> None:

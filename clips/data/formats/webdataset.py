@@ -301,19 +301,25 @@ class WebDatasetSource(Source):
     def hold(self, blocks: int | None) -> None:
         """See `Source`. An index takes 0.8 MB for 10,000 samples; read here, it is in memory once for all workers."""
         if self.is_remote or (blocks is not None and blocks < len(self.shards)):
-            self.tars = Shards(self.shards, self.copies, min(blocks or 0, MANY_SHARDS) + _HELD)
+            self._keep_indexes(min(blocks or 0, MANY_SHARDS) + _HELD)
         elif self.is_counted or len(self.shards) <= MANY_SHARDS:
-            self.tars = Shards(self.shards, self.copies, len(self.shards))
-            self.tars.count()  # by all cores; done before on the main process's node
+            self._keep_indexes(len(self.shards))
+            if self.tars.index.cache_info().currsize < len(self.shards):
+                self.tars.count()  # by all cores; done before on the main process's node
             if not self.is_counted:
                 self._correct_sizes()
             for shard in np.flatnonzero(self.blocks).tolist():
                 with contextlib.suppress(InvalidSampleError):
                     self._opened(shard)
 
+    def _keep_indexes(self, number: int) -> None:
+        if self.tars.max_indexes < min(number, len(self.shards)):  # else those that are in memory stay there
+            self.tars = Shards(self.shards, self.copies, number)
+
     def _correct_sizes(self) -> None:
         """Read all indexes, and take from each the number of samples where `SIZES_FILE` states another."""
-        self.tars, self.is_counted, differing = Shards(self.shards, self.copies, len(self.shards)), True, list[str]()
+        self._keep_indexes(len(self.shards))
+        self.is_counted, differing = True, list[str]()
         for shard, stated in enumerate(self.blocks):
             with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
                 index = self._opened(shard)
