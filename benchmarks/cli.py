@@ -64,12 +64,12 @@ COMMANDS = {
         rest="steps",
     ),
     "report": Command(
-        help="write a page and tables from a study or a directory of results",
+        help="write a page and tables from a study, results, or tables of items",
         target="benchmarks.report.report_command:run_report",
-        positional=("directory",),
+        rest="inputs",
     ),
     "import": Command(
-        help="import results of lmms-eval, or published numbers from a csv",
+        help="write lmms-eval's results, or tables of items, as a directory of results",
         target="benchmarks.exchange.import_command:run_import",
         rest="files",
     ),

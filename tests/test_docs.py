@@ -26,7 +26,7 @@ BASES: dict[str, dict[str, Any]] = {
     "clips train": {"output": "x", "data": {"sources": [{"path": "x"}]}},
     "llava-bridge train": {"output": "x", "encoder": "x", "llm": "x", "align": _STAGE, "instruct": _STAGE},
     "clips-bench run": {"model_name": "x", "output": "x", "encoder": "x"},
-    "clips-bench report": {"directory": "x"},
+    "clips-bench report": {"inputs": ["x"]},
     "a study": {"name": "x", "encoders": {"x": "x"}, "benchmarks": {"x": None}},
 }
 """What a fragment of a config lacks to be whole."""

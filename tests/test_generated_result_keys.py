@@ -12,7 +12,7 @@ from generators import explore, sizes
 from hypothesis import strategies as st
 from report_material import items_table, put_result
 
-from benchmarks.exchange import csv_rows
+from benchmarks.exchange.item_table import COLUMNS, read_item_tables
 from benchmarks.results.results import read_fields
 from benchmarks.tasks.mllm.matching import Answer, read_answers, unread_keys
 from clips.errors import UserError
@@ -28,7 +28,7 @@ ROW = {
     "model": "m",
     "benchmark": "pope",
     "metric": "pope_accuracy",
-    "value": "50",
+    "score": "50",
     "source": "s",
     "n": "8",
     "scale": "100",
@@ -132,7 +132,7 @@ def test_keys_of_results(examples: int, tmp_path: Path) -> None:
 @sizes
 def test_columns_of_a_table_to_import(examples: int, tmp_path: Path) -> None:
     def check(data: st.DataObject) -> None:
-        key, wrong = data.draw(misspelled([*ROW], also="ci_low ci_high higher_is_better"))
+        key, wrong = data.draw(misspelled([*ROW], also=" ".join(COLUMNS)))
         what = data.draw(st.sampled_from(["misspelled", "unknown", "twice"]))
         names, cells = [*ROW], [*ROW.values()]
         if what == "misspelled":
@@ -142,9 +142,9 @@ def test_columns_of_a_table_to_import(examples: int, tmp_path: Path) -> None:
             cells.append(data.draw(st.sampled_from(["", "51"])))
         file = lines_of(tmp_path, f"{','.join(names)}\n{','.join(cells)}", "table.csv")
         with pytest.raises(UserError) as raised:
-            csv_rows.read(file)
+            read_item_tables([file])
         assert str(file) in str(raised.value)
         assert any(name.strip() in str(raised.value) for name in (key, wrong))
 
     explore(check, examples)
-    assert len(csv_rows.read(lines_of(tmp_path, f"{','.join(ROW)}\n{','.join(ROW.values())}", "table.csv"))) == 1
+    assert len(read_item_tables([lines_of(tmp_path, f"{','.join(ROW)}\n{','.join(ROW.values())}", "table.csv")])) == 1

@@ -24,4 +24,4 @@ def rerun_study_with_report(config: commands.RerunConfig) -> None:
 def _report(output: Path) -> None:
     from benchmarks.report.report_command import ReportConfig, run_report
 
-    run_report(ReportConfig(directory=str(output)))
+    run_report(ReportConfig(inputs=(str(output),)))

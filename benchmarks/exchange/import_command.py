@@ -6,8 +6,9 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from benchmarks.exchange import csv_rows, lmms_eval
+from benchmarks.exchange import lmms_eval
 from benchmarks.exchange.imported import Imported
+from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.results import check_name, check_not_newer, read_fields, result_path, write_result
 from benchmarks.results.validation import check_fields, check_items
 from clips.core.durable import writable_directory
@@ -17,11 +18,13 @@ from clips.safe_text import log_info
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Import results of lmms-eval, and published numbers, marked as measured elsewhere.
+    """Write lmms-eval's results, or a table of items, as a directory of results, marked as measured elsewhere.
+
+    ``report`` and ``compare`` read a table of items without this.
 
     Args:
-        files: lmms-eval's ``results.json``, whose samples are read if they are next to it, or a csv of published
-            numbers with the columns ``model,benchmark,metric,value,source``.
+        files: lmms-eval's ``results.json``, whose samples are read if they are next to it, or tables of items, .parquet
+            or .csv, with the columns ``model,benchmark,metric,item,score`` (docs/item-tables.md).
         output: directory of the result files; those of models evaluated by this suite are not replaced.
         model_name: the model's name in the table; by default the file's.
         benchmark: the benchmark's column, if the files have one; by default the file's, in this suite's names.
@@ -48,13 +51,14 @@ def run_import(config: ImportConfig) -> None:
     for file in map(Path, config.files):
         if not file.is_file():
             raise UserError(f"{file}: no such file")
-        if file.suffix not in {".json", ".csv"}:
-            raise UserError(f"{file}: expected lmms-eval's results, a .json file, or published numbers, a .csv file")
-        for result, items in lmms_eval.read(file) if file.suffix == ".json" else csv_rows.read(file):
+        if file.suffix not in {".json", *SUFFIXES}:
+            raise UserError(f"{file}: expected lmms-eval's results, .json, or a table of items, .parquet or .csv")
+        for result, items, _seed in lmms_eval.read(file) if file.suffix == ".json" else read_item_tables([file]):
             result = dataclasses.replace(
                 result,
                 model_name=config.model_name or result.model_name,
                 benchmark=config.benchmark or result.benchmark,
+                path=None,
             )
             if not result.model_name:
                 raise UserError(
@@ -69,7 +73,7 @@ def run_import(config: ImportConfig) -> None:
     if not imported:
         raise UserError(f"{', '.join(config.files)}: expected at least one result, got none")
     writable_directory(config.output)
-    for result, items in imported.values():
+    for result, items, _seed in imported.values():
         origin, target = result.measured_elsewhere, result_path(config.output, result.model_name, result.benchmark)
         earlier = read_fields(target).measured_elsewhere if target.exists() else origin
         if earlier.get("sha256") != origin["sha256"]:
@@ -81,7 +85,7 @@ def run_import(config: ImportConfig) -> None:
 
 def _check(file: Path, imported: Imported, output: str) -> None:
     """Reject a result that could not be read back, and one in the place of a result of this suite."""
-    result, items = imported
+    result, items, _seed = imported
     check_name(result.model_name, "model_name")
     check_name(result.benchmark, "benchmark")
     check_fields(result, file)

@@ -28,14 +28,15 @@ _PER_CENT = 100.0
 
 
 class Imported(NamedTuple):
-    """One model on one benchmark: the result, whose ``measured_elsewhere`` names the tool, and its items, if any."""
+    """One model, and seed, on one benchmark: the result, whose ``measured_elsewhere`` names the tool, and its items."""
 
     result: Result
     items: pd.DataFrame | None = None
+    seed: int | None = None
 
 
 def make_imported(
-    file: Path,
+    file: Path | None,
     *,
     tool: str,
     model: str,
@@ -54,7 +55,7 @@ def make_imported(
     this suite's, only with results of the same version of the same tool under the same stated settings.
 
     Args:
-        file: the file with the numbers.
+        file: the file with the numbers; None for a frame.
         tool: the name of the tool.
         model: the model's name in the file.
         benchmark: the column's name.
@@ -75,7 +76,11 @@ def make_imported(
     own = "its items" if clustered else "its items, each counted as a different image"
     origins = {"printed": "the printed standard error", "stated": "the file", "none": ""}
     intervals = filter(None, dict.fromkeys(origins.get(each.ci_method, own) for each in metrics.values()))
-    protocol = {"task": benchmark} | settings | {"benchmark": benchmark, "measured_elsewhere": f"{tool} {version}"}
+    protocol = (
+        {"task": benchmark}
+        | settings
+        | {"benchmark": benchmark, "measured_elsewhere": tool if version == NOT_STATED else f"{tool} {version}"}
+    )
     result = Result(
         model_name=safe_name(model),
         benchmark=safe_name(benchmark),
@@ -91,8 +96,8 @@ def make_imported(
         measured_elsewhere={
             "tool": tool,
             "version": version,
-            "file": file.name,
-            "sha256": file_hash(file),
+            "file": file.name if file else "a frame",
+            "sha256": file_hash(file) if file else "",
             "intervals": ", ".join(intervals) or "none",
         },
     )

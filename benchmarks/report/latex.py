@@ -107,7 +107,7 @@ def _caption(report: Report) -> str:
         sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
     if daggers := sorted({cell.dagger for cell in cells if cell.dagger}):
         sentences.append(f"{', '.join(daggers)}: under other settings than the column's, and ranked apart.")
-    if any(cell.measured_elsewhere for cell in cells):
+    if any(cell.is_foreign for cell in cells):
         sentences.append(f"{ELSEWHERE}: measured by another tool.")
     if report.latex.intervals == "inline" and any(cell.margin for cell in cells):
         sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")

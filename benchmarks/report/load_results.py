@@ -1,4 +1,4 @@
-"""Read the input of a report: a study's directory, or a directory of result files.
+"""Read the input of a report: a study's directory, directories of result files, tables of items.
 
 A study's result counts as missing, with the reason, unless its step succeeded under the study's current key. If there
 are no step records at all, because the results were copied, all results are read and a note says so.
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.exchange.imported import NOT_STATED, Imported
+from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.formatting import join_or_count, join_with_and
 from benchmarks.results.protocol import ranking_keys
 from benchmarks.results.results import (
@@ -113,8 +115,10 @@ class ReportSource:
 
     def is_trained(self, row: str, result: Result) -> bool:
         """Whether the study trained the model of a row's result, whose directory may have another name since."""
-        artifacts = next(each.artifacts for each in self.rows if each.name == row)
-        return ("llava" if measures_llava(result) else "encoder") in artifacts
+        record = next(each for each in self.rows if each.name == row)
+        if result.frame is not None:  # of a table, which states seeds of trainings only
+            return record.seed is not None
+        return ("llava" if measures_llava(result) else "encoder") in record.artifacts
 
     def protocol_groups(self, results: Mapping[str, Result]) -> dict[str, int]:
         """Model → protocol group.
@@ -138,21 +142,83 @@ class ReportSource:
         return {name: group for group, names in enumerate(ordered) for name in names}
 
 
-def read_source(directory: str | Path, *, baseline: str | None = None) -> ReportSource:
-    """Read a study's directory, or a directory of result files.
+def read_source(*paths: str | Path, baseline: str | None = None) -> ReportSource:
+    """Read a study's directory, directories of result files, tables of items, or several of these as one.
 
     Args:
-        directory: contains ``study.json``, ``results/`` or ``<model>/<benchmark>.json``.
+        paths: directories that contain ``study.json``, ``results/`` or ``<model>/<benchmark>.json``; and files of
+            `benchmarks.exchange.item_table`, which are read as one table.
         baseline: the model that the others are compared with; None for the study's own baselines.
 
     Raises:
-        UserError: no results, an unreadable study record, or two results of one model on one benchmark.
+        UserError: no results, an unreadable study record or table, several studies, or two results of one model on one
+            benchmark.
     """
-    root = Path(directory)
-    if not root.is_dir():
-        raise UserError(f"{directory}: no such directory")
-    source = _study_source(root) if (root / RECORD_FILE).is_file() else _plain_source(root)
+    sources, tables = list[ReportSource](), list[Path]()
+    for path in map(Path, paths):
+        if path.is_dir():
+            sources.append(_study_source(path) if (path / RECORD_FILE).is_file() else _plain_source(path))
+        elif path.suffix in SUFFIXES:
+            tables.append(path)
+        elif path.is_file():
+            raise UserError(f"{path}: expected a directory, or a table of items, .parquet or .csv")
+        else:
+            raise UserError(f"{path}: no such directory")
+    if tables:
+        sources.append(source_of_items(read_item_tables(tables), tables[0]))
+    source = _join(sources)
     return with_baseline(source, baseline) if baseline else source
+
+
+def source_of_items(results: Sequence[Imported], path: Path) -> ReportSource:
+    """The input of a report whose results are in memory, of the table ``path``; the seeds of a model make one row."""
+    rows = dict[str, RowRecord]()
+    outcomes = dict[tuple[str, str], Result | MissingValue]()
+    for result, _, seed in results:
+        model = result.model["path"]
+        row = RowRecord(name=model if seed is None else f"{model} (seed {seed})", encoder=model, seed=seed)
+        rows[row.name] = row
+        outcomes[row.name, result.benchmark] = result
+    return ReportSource(
+        title=path.stem,
+        question="",
+        notes=(),
+        rows=tuple(rows.values()),
+        benchmarks=tuple(dict.fromkeys(benchmark for _, benchmark in outcomes)),
+        outcomes=outcomes,
+        steps=(),
+        study=None,
+        directory=path.parent,
+    )
+
+
+def _join(sources: Sequence[ReportSource]) -> ReportSource:
+    """Several sources as one, with the rest of a study, if one is; a model may have results in several."""
+    if len(sources) == 1:
+        return sources[0]
+    studies = [source for source in sources if source.study is not None]
+    if len(studies) > 1:
+        raise UserError(f"{studies[1].directory}: expected one study, got {studies[0].directory}, too")
+    rows, outcomes = dict[str, RowRecord](), dict[tuple[str, str], Result | MissingValue]()
+    for source in [*studies, *(source for source in sources if source.study is None)]:
+        for row in source.rows:
+            rows.setdefault(row.name, row)
+        for key, outcome in source.outcomes.items():
+            earlier = outcomes.get(key)
+            if isinstance(earlier, Result) and isinstance(outcome, Result):
+                reject_duplicates((*key, result.path) for result in (earlier, outcome))
+            if not isinstance(earlier, Result):
+                outcomes[key] = outcome
+    benchmarks = dict.fromkeys(name for source in sources for name in source.benchmarks)
+    nothing = MissingValue(kind="missing", reason="no result")
+    return dataclasses.replace(
+        (studies or sources)[0],
+        title=" and ".join(dict.fromkeys(source.title for source in sources)),
+        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        rows=tuple(rows.values()),
+        benchmarks=tuple(benchmarks),
+        outcomes={(row, name): outcomes.get((row, name), nothing) for row in rows for name in benchmarks},
+    )
 
 
 def with_baseline(source: ReportSource, baseline: str) -> ReportSource:
@@ -308,6 +374,16 @@ def missing_reason(reason: str) -> MissingValue:
     if prefix == NO_JUDGE:
         return MissingValue(kind="no judge", reason=detail)
     return MissingValue(kind="not applicable", reason=reason)
+
+
+def measuring_tool(result: Result) -> str:
+    """``"lmms-eval, version 0.7.3"``; empty for this suite."""
+    if not (origin := result.measured_elsewhere):
+        return ""
+    if origin.get("tool") == NOT_STATED:
+        return f"a tool that {origin.get('file')} does not state"
+    version = origin.get("version")
+    return f"{origin.get('tool')}" + (f", version {version}" if version != NOT_STATED else "")
 
 
 def measures_llava(result: Result) -> bool:

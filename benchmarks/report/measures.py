@@ -215,33 +215,44 @@ def render_seeds(report: Report) -> str:
     )
 
 
-def render_pairs(report: Report) -> str:
-    """One line per tested pair of models and ranked metric, the better model first, in the order of the scores.
+def difference_frame(table: Table, model_ids: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The tested pairs of models as a frame, a line for each ranked metric.
 
-    Empty unless the report has all pairs.
+    With all pairs the better model comes first, in the order of the scores; else a model is followed by its baseline.
     """
-    table, lines = report.table, []
-    for column in table.columns if table.all_pairs else ():
-        numbers = [cell for cell in table.cells(column) if column.ranked and cell.value is not None]
-        numbers.sort(key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
-        for cell, other in itertools.combinations(numbers, 2):
-            if pair := table.difference(cell, other):
-                line = {
-                    "model": report.source.model_id(cell.row),
-                    "other": report.source.model_id(other.row),
-                    "benchmark": column.key,
-                    "metric": column.metric,
-                    "difference": pair.value,
-                    "ci_low": finite_or_none(pair.ci_low),
-                    "ci_high": finite_or_none(pair.ci_high),
-                    "p_value": pair.p_value,
-                    "p_adjusted": pair.p_adjusted,
-                    "significant": pair.significant,
-                    "credited": pair.credited,
-                    "num_tests": table.comparisons,
-                }
-                lines.append(line)
-    return _csv(lines)
+    import pandas as pd
+
+    lines, ids = [], dict(model_ids or {})
+    for column in table.columns:
+        cells = table.cells(column)
+        pairs: Iterable[Difference | None] = (cell.delta for cell in cells)
+        if table.all_pairs:
+            numbers = [cell for cell in cells if column.ranked and cell.value is not None]
+            numbers.sort(key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
+            pairs = itertools.starmap(table.difference, itertools.combinations(numbers, 2))
+        for pair in filter(None, pairs):
+            line = {
+                "model": ids.get(pair.cell.row, pair.cell.row),
+                "other": ids.get(pair.other.row, pair.other.row),
+                "benchmark": column.key,
+                "metric": column.metric,
+                "difference": pair.value,
+                "ci_low": finite_or_none(pair.ci_low),
+                "ci_high": finite_or_none(pair.ci_high),
+                "p_value": pair.p_value,
+                "p_adjusted": pair.p_adjusted,
+                "significant": pair.significant,
+                "min_detectable_difference": finite_or_none(pair.min_detectable),
+                "credited": pair.credited,
+                "num_tests": table.comparisons,
+            }
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def render_pairs(report: Report) -> str:
+    """`difference_frame`; empty unless the report has all pairs."""
+    return csv_text(difference_frame(report.table, report.source.model_ids)) if report.table.all_pairs else ""
 
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> str:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
+from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource, measuring_tool
 from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
 from benchmarks.results.baselines import WITHOUT_IMAGE, baseline_name
@@ -242,7 +242,13 @@ def marked_apart(table: Table) -> list[str]:
 
 def variance_sources(table: Table) -> str:
     """What the intervals and tests of a table are over."""
-    return "images and seeds" if any(cell.seed_variance == "included" for cell in table.scores) else "images"
+    with_seeds = any(cell.seed_variance == "included" for cell in table.scores)
+    return sampled(table) + " and seeds" * with_seeds
+
+
+def sampled(table: Table) -> str:
+    """What the benchmarks of a table are samples of: ``"images"``, ``"items"``, or both."""
+    return " or ".join(sorted({column.sampled for column in table.columns})) or "images"
 
 
 def unread_differences(table: Table, cells: Iterable[Cell], others: Container[str]) -> str:
@@ -270,14 +276,16 @@ def _about_intervals(table: Table) -> Iterator[Note]:
     lines = [f"Numbers are means over up to {table.seeds} seeds."] if table.seeds > 1 else []
     if "included" in kinds:
         lines.append(
-            "The 95 % intervals of trained models include the variance over the benchmark's images and the seed "
-            "variance, half a model's own and half that of all trained models of a column, or only its own if that is "
-            "larger by an F test at 10 %."
+            f"The 95 % intervals of trained models include the variance over the benchmark's {sampled(table)} and the "
+            "seed variance, half a model's own and half that of all trained models of a column, or only its own if "
+            "that is larger by an F test at 10 %."
         )
         if "none" in kinds:
-            lines.append("A pretrained model is evaluated once, and its interval is over images only.")
+            lines.append(f"A pretrained model is evaluated once, and its interval is over {sampled(table)} only.")
     elif with_interval:
-        lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
+        lines.append(
+            f"Intervals are 95 % intervals over the benchmark's {sampled(table)} and do not include seed variance."
+        )
     if lines:
         yield Note(kind="intervals", text=" ".join(lines))
     few: dict[int, dict[str, None]] = {}  # seeds → models
@@ -303,7 +311,8 @@ def _about_intervals(table: Table) -> Iterator[Note]:
     if unknown:
         where = join_with_and(unknown)
         yield Note(
-            kind="intervals", text=f"No seed variance is known on {where}: intervals and tests are over images only."
+            kind="intervals",
+            text=f"No seed variance is known on {where}: intervals and tests are over {sampled(table)} only.",
         )
     untestable: dict[tuple[str, str], list[str]] = {}
     for first, second in table.untestable:
@@ -600,16 +609,19 @@ def _about_scorers(source: ReportSource) -> Iterator[Note]:
 def _about_imports(source: ReportSource) -> Iterator[Note]:
     """The results that other tools measured, by tool, and what their intervals are from."""
     by_tool: dict[str, list[str]] = {}
+    tools = set()
     for benchmark in source.benchmarks:
         for row, result in source.results(benchmark).items():
+            tools.add(measuring_tool(result))
             if origin := result.measured_elsewhere:
-                tool = strip_control_chars(f"{origin.get('tool')}, version {origin.get('version')}", MAX_TEXT_CHARS)
+                tool = strip_control_chars(measuring_tool(result), MAX_TEXT_CHARS)
                 text = f"by {tool} (intervals: {origin.get('intervals')})"
                 by_tool.setdefault(text, []).append(f"{row} on {benchmark}")
     parts = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
     if parts:
         sentence = "They are tested only against results of the same protocol with exactly the same items."
-        yield Note(kind="elsewhere", text=f"{ELSEWHERE} Measured elsewhere: {'; '.join(parts)}. {sentence}")
+        mark = f"{ELSEWHERE} " * (len(tools) > 1)
+        yield Note(kind="elsewhere", text=f"{mark}Measured elsewhere: {'; '.join(parts)}. {sentence}")
 
 
 def _about_inputs(source: ReportSource) -> Iterator[Note]:

@@ -1,4 +1,4 @@
-"""``clips-bench report DIR``: write every format of the report and print the main table."""
+"""``clips-bench report DIR…``: write every format of the report and print the main table."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Literal
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.study.study_record import Display
 from clips.core.durable import atomic_write, writable_directory
-from clips.errors import unknown_name_error
+from clips.errors import UserError, unknown_name_error
 from clips.safe_text import log_info
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write the report of a study, or of a directory of result files.
+    """Write the report of a study, of directories of result files, or of tables of items from any harness.
 
     Args:
-        directory: a study's output, or a directory with ``<model>/<benchmark>.json``.
-        output: directory of the report; by default ``report`` in the directory, ``report-vs-MODEL`` with a baseline,
+        inputs: a study's output, directories with ``<model>/<benchmark>.json``, and tables of items, .parquet or .csv,
+            with the columns ``model,benchmark,metric,item,score`` (docs/item-tables.md).
+        output: directory of the report; by default ``report`` in the first directory, or beside the first table,
+            ``report-vs-MODEL`` with a baseline,
             ``report-subset`` with ``models`` or ``benchmarks``, ``report-vs-MODEL-subset`` with both, so that the
             study's own report stays.
         baseline: the model that the others are compared with; by default the study's.
@@ -41,7 +43,7 @@ class ReportConfig:
             12 models, or ``all``, which may make a large page.
     """
 
-    directory: str
+    inputs: tuple[str, ...]
     output: str | None = None
     baseline: str | None = None
     reference_results: tuple[str, ...] | str = ()
@@ -52,6 +54,10 @@ class ReportConfig:
     display: Display = field(default_factory=Display)
     pairs: Literal["baseline", "all"] = "baseline"
     items: Literal["some", "all"] = "some"
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UserError("inputs: expected a directory or a table of items")
 
 
 def run_report(config: ReportConfig) -> None:
@@ -64,7 +70,7 @@ def run_report(config: ReportConfig) -> None:
     from rich.console import Console
 
     from benchmarks.report.formats import ON_REQUEST, REPORT_FORMATS
-    from benchmarks.report.load_results import MissingValue
+    from benchmarks.report.load_results import MissingValue, read_source
     from benchmarks.report.report import Selection, build_report
     from benchmarks.report.text_table import print_report
 
@@ -75,7 +81,7 @@ def run_report(config: ReportConfig) -> None:
     selection = Selection(models=_names(config.models), benchmarks=_names(config.benchmarks))
     references = _names(config.reference_results)
     report = build_report(
-        config.directory,
+        read_source(*config.inputs),
         baseline=config.baseline,
         reference_results=references,
         selection=selection,
@@ -86,7 +92,8 @@ def run_report(config: ReportConfig) -> None:
     )
     versus = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
     name = "report" + versus + ("-subset" if config.models or config.benchmarks else "")
-    output = writable_directory(config.output or Path(config.directory) / name)
+    first = Path(config.inputs[0])
+    output = writable_directory(config.output or (first if first.is_dir() else first.parent) / name)
     contents = {
         output / name: content
         for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Literal
 
-from benchmarks.report.load_results import MissingValue, ReportSource, measures_llava, missing_reason
+from benchmarks.report.load_results import MissingValue, ReportSource, measures_llava, measuring_tool, missing_reason
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, TrainingNoise, training_noise
 from benchmarks.results.protocol import ranking_differences
-from benchmarks.results.results import Metric
+from benchmarks.results.results import Metric, Result
 from benchmarks.results.statistics import ConfidenceInterval, scores_interval
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.tasks.listing import item_count_text
@@ -110,7 +111,14 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
         key=source.benchmark_id(benchmark),
         of_llava=any(map(measures_llava, source.results(benchmark).values())),
         items=largest[1] if smallest == largest else f"{smallest[1]} to {largest[1]}",
+        sampled=_sampled(source.results(benchmark).values()),
+        has_foreign=len({measuring_tool(each) for each in source.outcomes.values() if isinstance(each, Result)}) > 1,
     )
+
+
+def _sampled(results: Iterable[Result]) -> Literal["images", "items"]:
+    frames = [result.frame for result in results if result.frame is not None]  # of tables, which may know no images
+    return "items" if frames and all((frame["image"] == frame["item"]).all() for frame in frames) else "images"
 
 
 def _seed_cells(source: ReportSource, column: Column) -> list[Cell]:
@@ -248,7 +256,7 @@ def _by_model(rows: Sequence[RowRecord]) -> dict[tuple[str | None, ...] | str, l
 
 
 def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], source: ReportSource) -> Cell:
-    """The mean over seeds, without evidence and interval; ``cells`` are by seed."""
+    """The mean over seeds, without evidence and an interval from items; ``cells`` are by seed."""
     rows = tuple(cell.row for cell in cells.values())
     all_results = tuple(result for cell in cells.values() for result in cell.all_results)
     group = min((cell.group for cell in cells.values() if cell.value is not None), default=0)
@@ -266,10 +274,13 @@ def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], sourc
         if cell.ci_low is not None and cell.ci_high is not None
     ]
     own = [*numbers.values()]
+    is_published = len(own) == 1 and own[0].evidence is None  # whose interval is what was printed
     return Cell(
         row=row,
         column=column,
         value=fmean(by_seed.values()),
+        ci_low=own[0].ci_low if is_published else None,
+        ci_high=own[0].ci_high if is_published else None,
         n=own[0].n if len({cell.n for cell in own}) == 1 else 0,  # unknown, of seeds with scores for different items
         group=group,
         protocol_differences=own[0].protocol_differences,

@@ -65,6 +65,8 @@ class Column:
         of_llava: whether LLaVAs are scored, not encoders alone.
         items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
         is_category: whether it is about the items of one category, in the first primary metric.
+        sampled: what its intervals and tests are over: ``"images"``, or ``"items"`` if no two show the same image.
+        has_foreign: whether some of the report's results are by other tools than the rest, and are marked.
     """
 
     benchmark: str
@@ -78,6 +80,8 @@ class Column:
     of_llava: bool = False
     items: str = ""
     is_category: bool = False
+    sampled: Literal["images", "items"] = "images"
+    has_foreign: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -226,8 +230,13 @@ class Cell:
 
     @property
     def measured_elsewhere(self) -> bool:
-        """Whether it was imported."""
+        """Whether another tool measured it."""
         return bool(self.results and self.results[0].measured_elsewhere)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool measured it, but not the whole report."""
+        return self.measured_elsewhere and self.column.has_foreign
 
     @property
     def gains(self) -> Mapping[str, Cell]:
@@ -331,8 +340,8 @@ class Cell:
 
     @property
     def signs(self) -> str:
-        """`dagger`, ‡ for a score that is not credited to the images, and § for one that was measured elsewhere."""
-        return self.dagger + UNCREDITED * (self.credited is False) + ELSEWHERE * self.measured_elsewhere
+        """`dagger`, ‡ for a score that is not credited to the images, and § for one that `is_foreign`."""
+        return self.dagger + UNCREDITED * (self.credited is False) + ELSEWHERE * self.is_foreign
 
     @property
     def missing_label(self) -> str:

@@ -102,7 +102,7 @@ class Result:
         trivial_baseline_note: the score of a model that ignores the image, as a sentence.
         protocol: all settings that the numbers depend on besides the model, name → value.
         fingerprint: SHA-256 of ``protocol``.
-        items: file name of the items table next to the JSON; None without one.
+        items: file name of the items table next to the JSON, or of that in memory; None without one.
         items_hash: SHA-256 of that file; empty without one, and in files of earlier versions.
         seconds: wall time of this benchmark without model loading.
         versions: of the libraries.
@@ -113,7 +113,8 @@ class Result:
         measured_elsewhere: of a result that `clips-bench import` read: ``tool``, ``version``, ``file``, ``sha256`` and
             ``intervals`` (what they are from); empty for results of this suite.
         schema: version of this format.
-        path: the JSON file that it was read from (not stored).
+        path: the JSON file that it was read from (not stored); of a result in memory, what would be its file.
+        frame: the items, of a result in memory (not stored).
     """
 
     model_name: str
@@ -139,6 +140,7 @@ class Result:
     measured_elsewhere: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     path: Path | None = None
+    frame: Any = field(default=None, compare=False, repr=False)
 
 
 def columns_of(items: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
+_IN_MEMORY = frozenset({"path", "frame"})  # fields that are set when a result is read
 _MAX_NAME_BYTES = 200
 _WITH_BLIND_SCORES = 6  # the last schema with them
 
@@ -94,7 +95,8 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
         with atomic_output_path(table) as partial:
             items.to_parquet(partial, index=False)
         result = dataclasses.replace(result, items=table.name, items_hash=file_hash(table))
-    content = {name: value for name, value in _finite(redact(to_plain(result))).items() if name != "path"}
+    stored = to_plain(dataclasses.replace(result, path=None, frame=None))
+    content = {name: value for name, value in _finite(redact(stored)).items() if name not in _IN_MEMORY}
     if result.status == "ok":
         content["fingerprint"] = fingerprint(content["protocol"])  # of the redacted protocol, as it is written
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -144,8 +146,8 @@ def read_fields(path: str | Path) -> Result:
     for name in ("schema", "metrics"):
         if name not in keys:
             raise UserError(f"{file}: not a result file: missing {name}")
-    if "path" in keys:  # set when a result is read
-        raise UserError(f"{file}: not a result file: unknown key 'path'")
+    for name in _IN_MEMORY & keys.keys():
+        raise UserError(f"{file}: not a result file: unknown key '{name}'")
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and "columns" not in metric:
             raise UserError(f"{file}: not a result file: metrics.{name}: missing columns")
@@ -260,7 +262,9 @@ def reject_duplicates(rows: Iterable[tuple[str, str, Path | None]]) -> None:
 
 
 def has_items(result: Result) -> bool:
-    """Whether the result's table of items exists next to it."""
+    """Whether the result's table of items exists next to it, or in memory."""
+    if result.frame is not None:
+        return True
     return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
 
 
@@ -273,6 +277,13 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
 
     ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
+
+    def is_wanted(name: str) -> bool:  # predictions of a blind run are its, too
+        return not numbers_only or (name not in _GALLERY_COLUMNS and not name.endswith(":prediction"))
+
+    if result.frame is not None:
+        frame: pd.DataFrame = result.frame
+        return frame[[name for name in frame if is_wanted(name)]]
     import pyarrow.parquet
 
     if result.path is None or result.items is None:
@@ -280,12 +291,7 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     table = _items_path(result.path, result.items)
     try:
         with pyarrow.parquet.ParquetFile(table) as file:  # a third of the time of pandas.read_parquet
-            names = [
-                name
-                for name in file.schema_arrow.names
-                # predictions of a blind run are its, too
-                if not numbers_only or (name not in _GALLERY_COLUMNS and not name.endswith(":prediction"))
-            ]
+            names = [name for name in file.schema_arrow.names if is_wanted(name)]
             return file.read(columns=names, use_threads=False).to_pandas(use_threads=False)
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None

@@ -170,7 +170,8 @@ class ShardCache:
             except Timeout:
                 waited = time.monotonic() - started
                 dead = f"; if its host is dead, remove {lock.lock_file}" if isinstance(lock, SoftFileLock) else ""
-                log_info(f"waiting for another process that makes {self.directory / name}, {waited:,.0f} s so far{dead}")
+                made = self.directory / name
+                log_info(f"waiting for another process that makes {made}, {waited:,.0f} s so far{dead}")
                 pause = min(2 * pause, 600.0)
 
     def path(self, url: str, check: Callable[[Path], None]) -> Path:

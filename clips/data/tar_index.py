@@ -443,7 +443,8 @@ class Shards:
             finally:
                 for process in processes:
                     process.kill()
-            counted = [json.loads(line) for output in outputs for line in output.read_text(encoding="utf-8").splitlines()]
+            lines = [line for output in outputs for line in output.read_text(encoding="utf-8").splitlines()]
+            counted = [json.loads(line) for line in lines]
         missing = [*set(numbers) - {number for number, _, _ in counted}]  # a process was killed for memory, for example
         return [*counted, *_counted([self.shards[number] for number in missing], self.cache, missing)]
 

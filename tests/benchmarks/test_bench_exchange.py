@@ -17,8 +17,9 @@ from report_material import items_table, put_result, rendered
 from benchmarks import cli
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.provenance import trace
-from benchmarks.exchange import csv_rows, lmms_eval
+from benchmarks.exchange import lmms_eval
 from benchmarks.exchange.import_command import ImportConfig, run_import
+from benchmarks.exchange.item_table import read_item_tables
 from benchmarks.report.report import build_report
 from benchmarks.results.result_types import Result
 from benchmarks.results.results import read_items, read_results, result_path
@@ -243,13 +244,13 @@ def test_names_of_models_keep_what_they_are(name: str, tmp_path: Path) -> None:
     assert pd.read_csv(io.StringIO(csv), dtype={"model": str}, keep_default_na=False)["model"].tolist() == [name]
 
 
-def test_a_name_without_a_letter_is_asked_for(tmp_path: Path) -> None:
+def test_a_name_without_a_letter_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text(f"{OWN}../…,pope,pope_accuracy,86.7,,,,,our paper\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"mine.csv: expected --model_name, as '\.\./…' has no letter or digit"):
+    with pytest.raises(
+        UserError, match=r"mine.csv line 2: model: expected a name with letters or digits, got '\.\./…'"
+    ):
         run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
-    run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r"), model_name="m"))
-    assert [result.model_name for result in read_results(tmp_path / "r")] == ["m"]
 
 
 def test_the_interval_of_an_unlisted_tasks_ratio_ends_at_1(tmp_path: Path) -> None:
@@ -369,7 +370,7 @@ def test_an_import_without_a_hash_is_no_known_model_and_was_not_evaluated_here(t
     assert not any("evaluated" in fact for fact in facts)
 
 
-OWN = "model,benchmark,metric,value,ci_low,ci_high,n,scale,source\n"
+OWN = "model,benchmark,metric,score,ci_low,ci_high,n,scale,source\n"
 
 
 def test_own_rows(tmp_path: Path) -> None:
@@ -402,20 +403,20 @@ def test_per_cent_of_points(tmp_path: Path) -> None:
     """31 % of MM-Vet's 100 points were 0.31 points."""
     for scale, value in (("100", 31.0), ("1", 31.0), ("", 31.0)):
         (tmp_path / "mine.csv").write_text(f"{OWN}m,mmvet,gpt_eval_score,31,,,,{scale},s\n")
-        ((result, _),) = csv_rows.read(tmp_path / "mine.csv")
+        ((result, *_),) = read_item_tables([tmp_path / "mine.csv"])
         assert result.metrics["gpt_eval_score"].value * result.metrics["gpt_eval_score"].scale == value
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("m,pope,pope_accuracy,high,,,,,s", "line 2: value: expected a number, got 'high'"),
-        ("m,pope,pope_accuracy,nan,,,,,s", "line 2: value: expected a number, got 'nan'"),
-        ("m,pope,pope_accuracy,8_5.9,,,,,s", "line 2: value: expected a number, got '8_5.9'"),
+        ("m,pope,pope_accuracy,high,,,,,s", "line 2: score: expected a number, got 'high'"),
+        ("m,pope,pope_accuracy,nan,,,,,s", "line 2: score: expected a number, got 'nan'"),
+        ("m,pope,pope_accuracy,8_5.9,,,,,s", "line 2: score: expected a number, got '8_5.9'"),
         ("m,mmvet,gpt_eval_score,0.31,,,,,s", "0.31 may be a ratio or per cent: state the scale"),
         ("m,mme,mme_total,0.7,,,,,s", "0.7 may be a ratio or per cent: state the scale"),
-        ("m,pope,pope_accuracy,,,,,,s", "line 2: missing value"),
-        ("m,pope,pope_accuracy,50,,,,,", "line 2: missing source"),
+        ("m,pope,pope_accuracy,,,,,,s", "line 2: score: expected a value, got none"),
+        ("m,pope,pope_accuracy,50,,,,,", "line 2: source: expected where the published number is from"),
         ("m,pope,cleverness,50,,,,,s", "'cleverness' is no metric of this suite"),
         ("m,pope,pope_accuracy,0.867,,,,,s", "0.867 may be a ratio or per cent: state the scale"),
         ("m,nocaps_val,nocaps_CIDEr,1.05,,,,,s", "1.05 may be a ratio or per cent: state the scale"),  # lmms-eval's 105
@@ -424,12 +425,18 @@ def test_per_cent_of_points(tmp_path: Path) -> None:
         ("m,pope,pope_accuracy,50,60,70,,,s", "expected it in its interval"),
         ("m,pope,pope_accuracy,50,40,,,,s", "both ends"),
         ("m,pope,pope_accuracy,50,,,many,,s", "n: expected an integer, got 'many'"),
-        ("m,pope,pope_accuracy,50,,,,,s,1", "line 2: expected 9 named columns, got more"),
-        ("m,pope,pope_accuracy,50,,,,,s\nm,pope,pope_accuracy,51,,,,,s", "line 3: expected one value"),
-        ("m,pope,pope_accuracy,50,,,,,s\nm,pope,pope_f1_score,51,,,,,t", "line 3: source: expected the same one"),
+        ("m,pope,pope_accuracy,50,,,,,s,1", "Expected 9 columns, got 10"),
+        (
+            "m,pope,pope_accuracy,50,,,,,s\nm,pope,pope_accuracy,51,,,,,s",
+            "line 3: expected one number of m on pope",
+        ),
+        (
+            "m,pope,pope_accuracy,50,,,,,s\nm,pope,pope_f1_score,51,,,,,t",
+            "line 3: source: expected one value",
+        ),
     ],
 )
 def test_bad_own_rows(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "mine.csv").write_text(OWN + line + "\n")
     with pytest.raises(UserError, match=message):
-        csv_rows.read(tmp_path / "mine.csv")
+        read_item_tables([tmp_path / "mine.csv"])

@@ -180,7 +180,7 @@ def test_without_a_judge_answers_stay_and_there_is_no_score(places, tmp_path, ca
     assert items["prediction"].tolist() == [f"It is {number}?" for number in range(QUESTIONS)]
     assert items["score"].isna().all()
     assert "no judge" in capsys.readouterr().err
-    run_report(ReportConfig(directory=str(tmp_path)))
+    run_report(ReportConfig(inputs=(str(tmp_path),)))
     table = (tmp_path / "report/table.md").read_text()
     assert "| row | no judge |" in table
     assert "row on mmvet: no judge: " in table

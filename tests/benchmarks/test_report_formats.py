@@ -465,7 +465,7 @@ def test_a_study_names_encoders_or_rows_in_all_seeds(tmp_path: Path) -> None:
 )
 def test_a_wrong_name_is_one_line_and_status_2(results, display, message, tmp_path, monkeypatch, capsys) -> None:
     file = tmp_path / "report.yaml"
-    file.write_text(yaml.safe_dump({"directory": str(results), "output": str(tmp_path / "out"), "display": display}))
+    file.write_text(yaml.safe_dump({"inputs": [str(results)], "output": str(tmp_path / "out"), "display": display}))
     monkeypatch.setattr(sys, "argv", ["clips-bench", "report", "--config", str(file)])
     assert main() == 2
     said = capsys.readouterr().err.strip()

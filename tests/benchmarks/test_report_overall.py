@@ -256,7 +256,7 @@ def test_averages_include_mmbench(tmp_path: Path) -> None:
         for name in ("a", "b")
         for benchmark, (metric, value) in numbers.items()
     ]
-    (tmp_path / "rows.csv").write_text("\n".join(["model,benchmark,metric,value,source", *lines]))
+    (tmp_path / "rows.csv").write_text("\n".join(["model,benchmark,metric,score,source", *lines]))
     run_import(ImportConfig(files=(str(tmp_path / "rows.csv"),), output=str(tmp_path / "r")))
     (overall,) = build_report(tmp_path / "r").overall
     assert set(overall.averaged) == numbers.keys()

@@ -88,7 +88,7 @@ def test_the_baseline_of_the_study_is_used_and_can_be_overridden(study):
 
 
 def test_the_command_writes_every_format_and_says_where(study, capsys):
-    run_report(ReportConfig(directory=str(study)))
+    run_report(ReportConfig(inputs=(str(study),)))
     written = {path.name for path in (study / "report").iterdir()}
     assert written == {"index.html", "table.csv", "table_wide.csv", "table.md", "table.tex", "figures"}
     assert (study / "report" / "index.html").stat().st_size < 15e6
@@ -99,12 +99,12 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
     assert "bold" not in captured.out
     assert "▲" in (study / "report" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="unknown format 'htm'; did you mean 'html'"):
-        run_report(ReportConfig(directory=str(study), formats=("htm",)))
+        run_report(ReportConfig(inputs=(str(study),), formats=("htm",)))
     # another baseline, or a part, does not replace the study's own report
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
-    run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
+    run_report(ReportConfig(inputs=(str(study),), formats=("markdown",), baseline="clips"))
     assert "clip loses to clips" in (study / "report-vs-clips" / "table.md").read_text(encoding="utf-8")
-    run_report(ReportConfig(directory=str(study), formats="markdown, csv", benchmarks="pope"))
+    run_report(ReportConfig(inputs=(str(study),), formats="markdown, csv", benchmarks="pope"))
     assert {path.name for path in (study / "report-subset").iterdir()} == {"table.md", "table.csv"}
     assert "gqa" not in (study / "report-subset/table.md").read_text(encoding="utf-8")
     assert (study / "report" / "table.md").read_text(encoding="utf-8") == before

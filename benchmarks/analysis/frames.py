@@ -1,0 +1,54 @@
+"""Frames in, frames out: the tests of a report on anybody's scores, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from benchmarks.exchange.item_table import results_of
+from benchmarks.report.load_results import read_source, source_of_items
+from benchmarks.report.measures import difference_frame, score_frame
+from benchmarks.report.report import build_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Comparison(NamedTuple):
+    """The two frames of a comparison, of which a report is made, too; numbers are scaled as they are shown.
+
+    Args:
+        scores: a line for each model and metric: ``value`` with its interval, the number of items, chance.
+        differences: a line for each tested pair of models and metric: ``difference`` with its interval, ``p_value``,
+            ``p_adjusted``, whether it is ``significant``, ``min_detectable_difference``.
+    """
+
+    scores: pd.DataFrame
+    differences: pd.DataFrame
+
+
+def compare(
+    items: pd.DataFrame | str | Path,
+    *more: str | Path,
+    baseline: str | None = None,
+    pairs: Literal["baseline", "all"] | None = None,
+) -> Comparison:
+    """Compare models on the same items: paired tests over images, or items, and seeds, corrected together (Holm).
+
+    Args:
+        items: a line for each model, benchmark, metric and item, with the columns of docs/item-tables.md; or the path
+            of such a table, of a directory of results, or of a study.
+        more: further paths.
+        baseline: the model that the others are compared with. Without one, the models are compared with the best of
+            each metric.
+        pairs: ``all`` tests all pairs of models; by default that is done without a baseline.
+
+    Raises:
+        UserError: naming the row and the column, or the file.
+    """
+    is_path = isinstance(items, str | Path)
+    source = read_source(items, *more) if is_path else source_of_items(results_of(items), Path("frame"))
+    chosen = pairs or ("baseline" if baseline else "all")
+    report = build_report(source, baseline=baseline, pairs=chosen)
+    ids = report.source.model_ids
+    return Comparison(score_frame(report.table, ids), difference_frame(report.table, ids))

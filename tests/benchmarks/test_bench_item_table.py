@@ -1,0 +1,308 @@
+"""Tables of items from any harness: the numbers are those of plain numpy, and of the same results in a directory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from docs_blocks import ROOT, blocks
+from generators import explore, sizes
+from hypothesis import strategies as st
+
+import benchmarks
+from benchmarks.cli import main
+from benchmarks.exchange.import_command import ImportConfig, run_import
+from benchmarks.exchange.item_table import document_columns, results_of
+from benchmarks.report.load_results import read_source, source_of_items
+from benchmarks.report.measures import score_frame
+from benchmarks.report.report import build_report
+from benchmarks.report.text_table import render_markdown
+from clips.errors import UserError
+
+NUMBERS = ["model", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "delta", "p_value", "p_adjusted"]
+
+
+def scores(count: int = 40, *, models: tuple[str, ...] = ("one", "two"), seed: int = 0, **fields: Any) -> pd.DataFrame:
+    """Ratios of models of rising skill on the same items."""
+    random = np.random.default_rng(seed)
+    difficulty = random.random(count)
+    return pd.DataFrame(
+        {"model": name, "benchmark": "quiz", "metric": "accuracy", "item": f"q{item}", **fields,
+         "score": float(random.random() + 0.3 * place > difficulty[item])}
+        for place, name in enumerate(models) for item in range(count)
+    )  # fmt: skip
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """Lines of some models, seeds, benchmarks and metrics, in any order, with and without the optional columns."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    lines = []
+    seeds = draw(st.sampled_from([[None], [0, 1], [3, 5, 7]]))
+    for benchmark in draw(st.sampled_from([["quiz"], ["quiz", "exam"]])):
+        count, shared = draw(st.integers(3, 30)), draw(st.integers(1, 3))
+        metrics = draw(st.sampled_from([["score"], ["accuracy", "loss"], ["item", "per cent"]]))
+        for model, seed, metric in itertools.product(("a/b", "clip"), seeds, metrics):
+            for item in range(count):
+                value = {"loss": random.normal(), "per cent": 100 * random.random()}.get(
+                    metric, float(random.random() > 0.5)
+                )
+                lines.append(
+                    {"model": model, "benchmark": benchmark, "metric": metric, "item": item, "score": value,
+                     "seed": seed, "image": f"i{item // shared}", "category": "x" if item % 2 else "",
+                     "scale": 100 if metric == "per cent" else None, "chance": None if metric == "loss" else 0.25,
+                     "higher_is_better": metric != "loss", "protocol": "3 shots", "prediction": "yes"}
+                )  # fmt: skip
+    table = pd.DataFrame(lines).sample(frac=1, random_state=int(random.integers(2**31)), ignore_index=True)
+    if seeds == [None] or draw(st.booleans()):
+        left_out = draw(st.sets(st.sampled_from(["image", "category", "chance", "protocol", "prediction"])))
+        table = table.drop(columns=[*left_out])
+    return table.drop(columns="seed") if seeds == [None] else table
+
+
+@sizes
+def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(examples: int, tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def check(data: st.DataObject) -> None:
+        table, folder = data.draw(tables()), tmp_path / str(next(numbers))
+        folder.mkdir()
+        baseline = data.draw(st.sampled_from([None, "clip"]))
+        made = benchmarks.compare(table, baseline=baseline)
+        seeds = [name for name in ("seed",) if name in table]
+        for line in made.scores.itertuples():
+            own = table[(table["model"] == line.model) & (table["benchmark"] == line.benchmark)]
+            own = own[own["metric"] == line.metric]
+            per_cent = 1 if line.metric == "per cent" else 100 if line.metric != "loss" else 1
+            expected = own.groupby(seeds)["score"].mean().mean() if seeds else own["score"].mean()
+            assert line.value == pytest.approx(per_cent * expected, abs=1e-9)
+            assert line.n == own["item"].nunique()
+        by_model = made.scores.set_index(["model", "benchmark", "metric"])["value"]
+        for pair in made.differences.itertuples():
+            key = pair.benchmark, pair.metric
+            assert pair.difference == pytest.approx(by_model[pair.model, *key] - by_model[pair.other, *key], abs=1e-9)
+        form = data.draw(st.sampled_from(["parquet", "csv", *(["directory"] if not seeds else [])]))
+        if form == "parquet":
+            table.to_parquet(path := folder / "table.parquet")
+        else:
+            table.to_csv(path := folder / "table.csv", index=False)
+        if form == "directory":  # whose models have no seeds
+            run_import(ImportConfig(files=(str(path),), output=str(path := folder / "r")))
+        frame = benchmarks.compare(path, baseline=baseline and baseline.replace("/", "-")).scores
+        frame["model"] = frame["model"].replace("a-b", "a/b")
+        order = ["model", "benchmark", "metric"]
+        expected_frame = made.scores[NUMBERS].sort_values(order, ignore_index=True)
+        got = frame[NUMBERS].sort_values(order, ignore_index=True)
+        pd.testing.assert_frame_equal(got, expected_frame, obj=form, check_exact=False, rtol=1e-9)
+
+    explore(check, examples // 4)
+
+
+def test_a_paired_test_is_scipys_of_the_differences_between_many_independent_items() -> None:
+    from scipy import stats
+
+    table = scores(4000)
+    (pair,) = benchmarks.compare(table, baseline="one").differences.itertuples()
+    wide = table.pivot(index="item", columns="model", values="score")
+    expected = stats.ttest_rel(wide["two"], wide["one"])
+    assert pair.p_value == pytest.approx(expected.pvalue, rel=0.02)
+    low, high = expected.confidence_interval()
+    assert (pair.ci_low, pair.ci_high) == pytest.approx((100 * low, 100 * high), rel=0.02)
+    assert pair.significant == (pair.p_adjusted < 0.05)
+
+
+def test_items_of_one_image_are_one_cluster_and_models_of_other_items_or_protocols_are_not_tested() -> None:
+    table = scores(200)
+    apart = benchmarks.compare(table).scores
+    shared = benchmarks.compare(table.assign(image=[f"i{number // 20}" for number in range(len(table))])).scores
+    assert np.allclose(apart["value"], shared["value"])
+    assert not np.allclose(apart["ci_low"], shared["ci_low"])
+    assert len(benchmarks.compare(table).differences) == 1
+    others = table.assign(item=table["model"] + table["item"])
+    assert benchmarks.compare(others).differences.empty
+    other_protocol = table.assign(protocol=table["model"])
+    assert benchmarks.compare(other_protocol).differences.empty
+
+
+def test_seeds_of_a_model_are_a_row_and_a_published_number_stands_beside_it(tmp_path: Path) -> None:
+    seeds = pd.concat([scores(seed=seed).assign(seed=seed) for seed in range(3)])
+    published = pd.DataFrame(
+        [{"model": "paper", "benchmark": "quiz", "metric": "accuracy", "score": 61.5, "scale": 100, "source": "a paper",
+          "ci_low": 60, "ci_high": 63, "n": 500, "seed": None}]
+    )  # fmt: skip
+    seeds.to_parquet(tmp_path / "items.parquet")
+    published.to_csv(tmp_path / "published.csv", index=False)
+    frame = benchmarks.compare(tmp_path / "items.parquet", tmp_path / "published.csv").scores.set_index("model")
+    assert frame["num_seeds"].to_dict() == {"one": 3, "two": 3, "paper": 1}
+    assert frame.loc["paper", ["value", "ci_low", "ci_high", "n"]].tolist() == [61.5, 60, 63, 500]
+    text = render_markdown(build_report(read_source(tmp_path / "items.parquet", tmp_path / "published.csv")))
+    assert "61.5 ±1.5†§" in text
+    assert "their items are missing: paper on quiz." in text
+    assert "images" not in render_markdown(build_report(source_of_items(results_of(seeds), Path("frame")))).replace(
+        "credited to the images", ""
+    )
+
+
+def test_a_report_of_a_table_beside_results(tmp_path: Path, monkeypatch, capsys) -> None:
+    scores(models=("one",)).to_csv(tmp_path / "one.csv", index=False)
+    scores().query("model == 'two'").to_csv(tmp_path / "two.csv", index=False)
+    run_import(ImportConfig(files=(str(tmp_path / "one.csv"),), output=str(tmp_path / "r")))
+    monkeypatch.setattr(sys, "argv", ["clips-bench", "report", str(tmp_path / "two.csv"), str(tmp_path / "r")])
+    assert main() == 0
+    assert "one" in (said := capsys.readouterr().out)
+    assert "two" in said
+    assert (tmp_path / "report" / "index.html").is_file()
+    joined = build_report(read_source(tmp_path / "two.csv", tmp_path / "r"), pairs="all")
+    together = benchmarks.compare(pd.concat([pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two")]))
+    order = ["model", "benchmark"]
+    one, other = (frame[NUMBERS].sort_values(order, ignore_index=True) for frame in
+                  (score_frame(joined.table), together.scores))  # fmt: skip
+    pd.testing.assert_frame_equal(one, other)
+    with pytest.raises(UserError, match="expected one result of 'one' on 'quiz'"):
+        read_source(tmp_path / "one.csv", tmp_path / "r")
+
+
+WRONG = [
+    ({"score": "high"}, "row 3: score: expected a number, got 'high'"),
+    ({"score": None}, "row 3: score: expected a value, got none"),
+    ({"score": float("inf")}, "row 3: score: expected a number, got 'inf'"),
+    ({"model": ""}, "row 3: model: expected a value, got none"),
+    ({"item": "q2"}, "row 3: expected one item 'q2' of one on quiz, accuracy, got two"),
+    ({"item": None}, "row 3: source: expected where the published number is from"),
+    ({"item": None, "source": "s"}, "row 3: item: expected a name, as other lines of the metric have"),
+    ({"n": 3}, "row 3: n: expected none, as the line has an item"),
+    ({"seed": 1.5}, "row 3: seed: expected an integer, got '1.5'"),
+    ({"higher_is_better": "maybe"}, "row 3: higher_is_better: expected true or false, got 'maybe'"),
+    ({"scale": 10}, "scale: expected 1 or 100"),
+    ({"scale": 1, "score": 1.5}, "row 3: score: expected 0 to 1, as the scale is 1"),
+    ({"model": "…"}, "row 3: model: expected a name with letters or digits, got '…'"),
+    ({"model": "o/ne"}, None),
+    ({"item": ["a"]}, "row 3: item: expected a text, got \"['a']\""),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_line_is_named(fields: dict[str, Any], message: str | None) -> None:
+    table = scores(6).astype(object)
+    for name, value in fields.items():
+        if name not in table:
+            table[name] = None
+        table.at[3, name] = value
+    if message is None:
+        results_of(table)
+        return
+    with pytest.raises(UserError) as raised:
+        results_of(table)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [("scale", 1, 100), ("higher_is_better", True, False), ("protocol", "3 shots", "0 shots"), ("image", "a", "b")],
+)
+def test_lines_that_contradict_each_other_are_named(name: str, first: object, second: object) -> None:
+    table = pd.concat([scores(3), scores(3).assign(metric="f1")], ignore_index=True).astype(object)
+    table[name] = None
+    table.at[0, name] = first
+    results_of(table)  # what a line leaves out, another one may state
+    same = 3 if name in ("scale", "higher_is_better") else 6  # of the other model; of the same item's other metric
+    table.at[same, name] = second
+    with pytest.raises(UserError, match=f"row {same}: {name}: expected one value for each .*, got two"):
+        results_of(table)
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "empty.csv").write_text("model,benchmark,metric,item,score\n")
+    (tmp_path / "lacks.csv").write_text("model,benchmark,metric,item\na,b,c,d\n")
+    (tmp_path / "more.csv").write_text("model,benchmark,metric,item,score\na,b,c,d,1,2\n")
+    (tmp_path / "twice.csv").write_text("model,benchmark,metric,item,score,score\na,b,c,d,1,2\n")
+    (tmp_path / "x.json").write_text("{}")
+    said = {
+        "broken.parquet": "not a readable parquet file", "empty.csv": "expected at least one line, got none",
+        "lacks.csv": "expected a column 'score' (found model, benchmark, metric, item)",
+        "more.csv": "Expected 5 columns, got 6", "twice.csv": "got 'score' twice",
+        "x.json": "expected a directory, or a table of items", "missing.csv": "no such",
+    }  # fmt: skip
+    for name, message in said.items():
+        monkeypatch.setattr(sys, "argv", ["clips-bench", "report", str(tmp_path / name)])
+        assert main() == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+        assert not (tmp_path / "report").exists()
+
+
+def test_comparing_needs_no_torch() -> None:
+    code = (
+        "import sys, time, pandas as pd, numpy as np\n"
+        "from benchmarks import compare\n"
+        "frame = pd.DataFrame([(m, 'b', 'acc', i, (i + k) % 3 > 0) for k, m in enumerate('xy') for i in range(9)],"
+        " columns='model benchmark metric item score'.split())\n"
+        "assert len(compare(frame).scores) == 2\n"
+        "print([name for name in ('torch', 'transformers', 'lmms_eval', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+PEERS = Path(__file__).parent / "peer_files"
+
+
+def harness_totals() -> dict[str, dict[str, float]]:
+    """Model → its score as the harness states it, in its own files."""
+    stated: dict[str, dict[str, float]] = {"lm_eval": {}, "inspect_logs": {}, "vlmevalkit": {}, "mteb": {}}
+    for file in (PEERS / "lm_eval").glob("*/results_*.json"):
+        stated["lm_eval"][file.parent.name] = json.loads(file.read_text())["results"]["sums"]["acc,none"]
+    for model in ("vila_8b", "vila_13b"):  # of the excerpt, by its own column
+        sheet = pd.read_excel(PEERS / "vlmevalkit" / f"{model}_POPE_auxmatch.xlsx")
+        stated["vlmevalkit"][model] = (sheet["answer"] == sheet["extracted"]).mean()
+    return stated
+
+
+@pytest.mark.filterwarnings("ignore")  # of the harnesses
+@pytest.mark.parametrize("harness", ["lm_eval", "inspect_logs", "vlmevalkit", "mteb"])
+def test_the_documented_lines_read_the_files_of_other_harnesses(
+    harness: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = [block.text for block in blocks("docs/item-tables.md") if block.language == "python"]
+    code = next(text for text in python if f'"{harness}' in text)
+    if harness == "inspect_logs":
+        pytest.importorskip("inspect_ai")
+    shutil.copytree(PEERS / harness, tmp_path / harness)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, harness, "exec"), {})
+    scores = benchmarks.compare(tmp_path / "items.parquet").scores
+    by_model = dict(zip(scores["model"], scores["value"] / 100, strict=True)) if harness != "inspect_logs" else {}
+    assert len(set(scores["model"])) == 2
+    if harness == "mteb":
+        from mteb import TaskResult
+
+        files = [file for file in PEERS.glob("mteb/results/*/*/*.json") if file.name != "model_meta.json"]
+        tasks = {(file.parts[-3], file.stem): TaskResult.from_disk(file).get_score() for file in files}
+        shared = {name for _, name in tasks if sum(other == name for _, other in tasks) == 2}
+        assert len(shared) == scores["n"].iloc[0] >= 10
+        for model, value in by_model.items():
+            assert value == pytest.approx(np.mean([tasks[model, name] for name in shared]))
+    elif harness == "inspect_logs":
+        from inspect_ai.log import list_eval_logs, read_eval_log
+
+        for log in map(read_eval_log, list_eval_logs(str(PEERS / harness))):
+            for score in log.results.scores:
+                line = scores[(scores["model"] == log.eval.model) & (scores["metric"] == f"score_{score.name}")]
+                assert line["value"].item() / 100 == pytest.approx(score.metrics["accuracy"].value)
+    else:
+        assert by_model == pytest.approx(harness_totals()[harness])
+
+
+def test_the_documented_columns_are_those_that_are_read() -> None:
+    text = (ROOT / "docs" / "item-tables.md").read_text(encoding="utf-8")
+    for name, meaning in document_columns():
+        assert f"| {name} | {meaning} |" in text
