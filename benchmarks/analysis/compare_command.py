@@ -17,7 +17,7 @@ from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import print_frame, print_report, render_markdown
 from benchmarks.report.training_settings import diff_training, training_of_result
-from benchmarks.results.formatting import commit_text, join_or_count
+from benchmarks.results.formatting import commit_text, format_number, join_or_count
 from benchmarks.results.protocol import (
     blind_differences,
     describe_differences,
@@ -25,7 +25,7 @@ from benchmarks.results.protocol import (
     ranked_together,
     ranking_differences,
 )
-from benchmarks.results.results import Result, read_result
+from benchmarks.results.results import Result, has_items, read_items, read_result
 from benchmarks.study.study_record import RECORD_FILE, RowRecord
 from clips.core.durable import atomic_write
 from clips.errors import UserError
@@ -41,6 +41,8 @@ WRITERS: Mapping[str, Callable[[Report], str]] = {
     ".tex": render_latex,
 }
 _MAX_LINES = 4  # of a study file
+_MAX_MOVED = 3  # items whose scores have changed most
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +217,7 @@ def _facts(source: ReportSource) -> dict[str, str]:
     rows = {row.name for row in source.rows}
     for result in (each for (row, _), each in source.outcomes.items() if row in rows and isinstance(each, Result)):
         known = {"measured on": result.created[:10], "commit": commit_text(result.git) or "not known"}
-        known |= result.versions
+        known |= {**result.versions, **{name: str(value) for name, value in result.execution.items()}}
         for name, value in known.items():
             facts.setdefault(name, {})[value] = None
     machine = source.study.machine if source.study else {}
@@ -233,6 +235,8 @@ def _models(first: ReportSource, second: ReportSource, pairs: Mapping[str, str])
             if isinstance(mine, Result) and isinstance(theirs, Result):
                 both[benchmark] = mine, theirs
         name = one if one == other else f"{one} and {other}"
+        for mine, theirs in both.values():
+            yield from (f"{name} on {mine.benchmark}: {moved}" for moved in _moved(mine, theirs))
         sentences = [each for mine, theirs in both.values() for each in _about_two(mine, theirs)]
         yield from (f"{name}: {sentence}" for sentence in dict.fromkeys(sentences))
         protocols = {each: (mine.protocol, theirs.protocol) for each, (mine, theirs) in both.items()}
@@ -246,6 +250,30 @@ def _models(first: ReportSource, second: ReportSource, pairs: Mapping[str, str])
         for differences, benchmarks in alike.items():
             how = f"with the same data (A against B: {differences})" if differences else "under the same settings"
             yield f"{name}: evaluated {how}, and ranked together, on {join_or_count(benchmarks, 'benchmarks')}."
+
+
+def _moved(mine: Result, theirs: Result) -> Iterator[str]:
+    """How the answers and scores of one model differ between two runs or two scorers, and the largest changes."""
+    is_same = mine.model.get("hash") and mine.model.get("hash") == theirs.model.get("hash")
+    if not (is_same and has_items(mine) and has_items(theirs)):
+        return
+    names = ["item", "prediction", "score"]
+    both = read_items(mine)[names].merge(read_items(theirs)[names], on="item", suffixes=("", "_b"))
+    answers = both["prediction"].fillna("") != both["prediction_b"].fillna("")
+    both["by"] = (both["score_b"] - both["score"]).abs().fillna(0.0)
+    # or without a score in one of the runs
+    scores = (both["by"] > _ROUNDING) | (both["score"].isna() != both["score_b"].isna())
+    points = [
+        f"{metric.label} {format_number((theirs.metrics[key].value - metric.value) * metric.scale, 2, sign=True)}"
+        for key in mine.primary
+        if (metric := mine.metrics.get(key)) and key in theirs.metrics
+    ]
+    count = f"of {len(both):,} items {int(answers.sum()):,} have another answer, {int(scores.sum()):,} another score"
+    yield f"{count}; B − A in points: {', '.join(points) or 'none'}."
+    for line in both[scores | answers].nlargest(_MAX_MOVED, "by").itertuples():
+        pairs = ((line.prediction, line.score), (line.prediction_b, line.score_b))
+        one, other = (f"'{text!s:.60}' ({score:.3g})" for text, score in pairs)
+        yield f"item {line.item}: A {one}, B {other}."
 
 
 def _about_two(mine: Result, theirs: Result) -> Iterator[str]:

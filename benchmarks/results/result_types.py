@@ -109,6 +109,7 @@ class Result:
         created: ISO time.
         git: the suite's commit and whether it had uncommitted changes; empty outside a checkout.
         command: the command line.
+        execution: what the last digits depend on, as ``batch_size`` and ``device``; empty in files of earlier versions.
         key: hash of the inputs; ``clips-bench run`` skips a benchmark whose key is unchanged.
         measured_elsewhere: of a result that `clips-bench import` read: ``tool``, ``version``, ``file``, ``sha256`` and
             ``intervals`` (what they are from); empty for results of this suite.
@@ -136,6 +137,7 @@ class Result:
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     git: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    execution: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     measured_elsewhere: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

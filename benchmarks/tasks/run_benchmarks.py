@@ -179,6 +179,7 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
             seconds=round(seconds, 3),
             git=git_state(),
             command=shlex.join(["clips-bench", *sys.argv[1:]]),
+            execution={"batch_size": run.batch_size, "processes": model.processes.count, "device": str(model.device)},
             key=key,
         )
         return result if outcome is None else with_outcome(result, entry, outcome)

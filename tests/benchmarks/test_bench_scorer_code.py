@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import bench_world as world
+import pandas as pd
 import pytest
 from bench_tasks import score
 from report_material import items_table, put_result
@@ -15,9 +16,11 @@ from benchmarks.report.report import build_report
 from benchmarks.results.baselines import add_blind_columns
 from benchmarks.results.contradictions import contradictions
 from benchmarks.results.protocol import BLIND_PREFIX, SCORER_HASH, describe_differences, ranked_together, ranking_keys
-from benchmarks.results.results import read_result
-from benchmarks.tasks.mllm import caption_metrics, offline_tasks, scorer_code
+from benchmarks.results.results import Result, read_items, read_result
+from benchmarks.tasks.mllm import caption_metrics, evaluate_task, offline_tasks, scorer_code
+from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.registry import configure, get_benchmark
+from clips.errors import UserError
 
 pytestmark = world.LMMS_EVAL_WARNS
 
@@ -150,8 +153,6 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
     hub = world.write_hub(tmp_path / "hub", 4)
     rows = [{"doc_id": number, "answer": ("yes", "No.")[number % 2]} for number in range(8)]
     first = score(hub, tmp_path / "stock", "pope", rows)
-    from benchmarks.tasks.mllm import evaluate_task
-
     load = evaluate_task.load_task
 
     def patched(*arguments: object, **settings: object) -> object:
@@ -170,6 +171,87 @@ def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatc
     assert any("the model is the same" in note for note in report.texts)
     assert not any("ranked together" in note for note in report.texts)
     assert any("was measured under different settings" in note and "scorer hash" in note for note in report.texts)
+
+
+def test_stored_answers_are_scored_again_and_what_moved_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    """First by the same scorer, then by one that drops a final full stop."""
+    hub = world.write_hub(tmp_path / "hub", 4)
+    first = score(
+        hub, tmp_path, "pope", [{"doc_id": number, "answer": ("yes", "No.")[number % 2]} for number in range(8)]
+    )
+    stored = (tmp_path / "r" / "them" / "pope.json").read_bytes()
+
+    def again(name: str) -> Result:
+        run_score(ScoreConfig(results=str(tmp_path / "r"), data=str(hub), output=str(tmp_path / name)))
+        return read_result(tmp_path / name / "them" / "pope.json")
+
+    def moved(name: str) -> list[str]:
+        sides = CompareConfig(first=str(tmp_path / "r"), second=str(tmp_path / name))
+        return [note for note in build_comparison(sides).texts if note.startswith("them on pope: ")]
+
+    same = again("same")
+    assert (same.metrics, same.protocol, same.model) == (first.metrics, first.protocol, first.model)
+    pd.testing.assert_frame_equal(read_items(same), read_items(first))
+    assert "accuracy 50.0, F1 100.0; before: accuracy 50.0, F1 100.0" in capsys.readouterr().err
+    assert moved("same") == [
+        "them on pope: of 8 items 0 have another answer, 0 another score; B − A in points: accuracy ±0.00, F1 ±0.00."
+    ]
+    load = evaluate_task.load_task
+
+    def patched(*arguments: object, **settings: object) -> object:
+        task = load(*arguments, **settings)
+        process = task.process_results
+        task.process_results = lambda doc, results, **more: process(doc, [results[0].rstrip(".")], **more)
+        return task
+
+    monkeypatch.setattr(evaluate_task, "load_task", patched)
+    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_task.scorer_hash", lambda *_: "0" * 64)
+    assert again("patched").metrics["pope_accuracy"].value == 1.0
+    count, *items = moved("patched")
+    assert count.startswith(
+        "them on pope: of 8 items 0 have another answer, 4 another score; B − A in points: accuracy +50"
+    )
+    assert items == [f"them on pope: item {number}: A 'No.' (0), B 'No.' (1)." for number in (1, 3, 5)]
+    assert (tmp_path / "r" / "them" / "pope.json").read_bytes() == stored
+
+
+def test_captions_are_scored_again_by_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose tokens are letters."""
+    hub = world.write_hub(tmp_path / "hub", 4)
+    rows = [{"doc_id": number, "answer": "a picture of a square, which is red"} for number in range(4)]
+    first = score(hub, tmp_path, "nocaps_val", rows)
+    caption_metrics.caption_scorer_hash.cache_clear()
+    monkeypatch.setattr(caption_metrics, "ptb_tokenize", lambda lines: [" ".join(line.lower()) for line in lines])
+    for module in (caption_metrics, evaluate_task):
+        monkeypatch.setattr(module, "tokenizer_name", lambda: "letters")
+    run_score(ScoreConfig(results=str(tmp_path / "r"), data=str(hub), output=str(tmp_path / "again")))
+    caption_metrics.caption_scorer_hash.cache_clear()
+    again = read_result(tmp_path / "again" / "them" / "nocaps_val.json")
+    assert again.protocol["caption_tokenizer"] == "letters"
+    assert not ranked_together(first.protocol, again.protocol)
+    assert read_items(again)["length"].tolist() != read_items(first)["length"].tolist()
+    assert read_items(again)["prediction"].tolist() == read_items(first)["prediction"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answers": "a.jsonl"}, "answers: expected none with 'results', which have it"),
+        ({"results": None}, "task: expected a value, or 'results', whose answers are scored again"),
+        ({"output": "r"}, "expected another directory than that of the results"),
+        ({"data": "other"}, "expected the data of them on pope"),
+        ({"task": "gqa"}, "expected results of LLaVAs with items, found none"),
+        ({"results": "nowhere"}, "expected results of LLaVAs with items, found none"),
+    ],
+)
+def test_what_cannot_be_scored_again_is_named(fields, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = world.write_hub(tmp_path / "hub", 4)
+    world.write_hub(tmp_path / "other", 5)
+    score(hub, tmp_path, "pope", [{"doc_id": number, "answer": "yes"} for number in range(8)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run_score(ScoreConfig(**({"results": "r", "data": "hub", "output": "again"} | fields)))
+    assert not (tmp_path / "again").exists()
 
 
 def test_blind_runs_of_other_parts_are_no_contradiction(tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LMMS_EVALS, CUSTOM = "lmms-eval's ", "custom task "
+"""What a protocol's ``task`` begins with, before the name of one of lmms-eval's tasks, or of a user's."""
+
+
 def evaluate_task(
     model: Any,
     config: TaskConfig,
@@ -264,7 +268,7 @@ def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
     plain = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
     protocol: Entries = {
-        "task": f"custom task {entry.task}" if entry.own else f"lmms-eval's {entry.task}",
+        "task": (CUSTOM if entry.own else LMMS_EVALS) + entry.task,
         "benchmark": config.name,
         "data_hash": entry.data_hash(config),
         "split": str(task.config.test_split or task.config.validation_split),

@@ -1,9 +1,11 @@
-"""Scoring of precomputed answers, which `matching` reads and matches to their questions: `clips-bench score`."""
+"""``clips-bench score``: precomputed answers, which `matching` matches to their questions, or those of results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -11,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results.protocol import Entries
-from benchmarks.results.results import Result, check_name, check_not_newer, write_result
-from benchmarks.tasks.mllm.evaluate_task import evaluate_task
+from benchmarks.results.results import (
+    Result,
+    check_name,
+    check_not_newer,
+    has_items,
+    read_items,
+    read_result,
+    read_results,
+    result_path,
+    write_result,
+)
+from benchmarks.tasks.mllm.evaluate_task import CUSTOM, LMMS_EVALS, evaluate_task
 from benchmarks.tasks.mllm.items import Sample, in_whole_groups
 from benchmarks.tasks.mllm.lmms_task import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import ID_COLUMNS, Answer, match, normalize_text, read_answers, unread_keys
@@ -20,7 +32,7 @@ from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import library_versions
+from clips.core.artifact import git_state, library_versions
 from clips.core.durable import writable_directory
 from clips.core.identity import file_hash
 from clips.errors import UserError
@@ -30,13 +42,16 @@ from clips.safe_text import log_info
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score precomputed answers, without a model.
+    """Score precomputed answers, or again those of results by the installed scorer, without a model.
 
     Args:
-        task: a benchmark of `clips-bench list` for a LLaVA, any task of lmms-eval, or the path of a custom task.
-        answers: JSON lines: this suite's, LLaVA's, or lmms-eval's samples.
         data: a directory in the Hub's structure, as for `clips-bench run`.
-        output: directory of the result files.
+        output: directory of the result files; with ``results`` another one, and `compare` of both says what moved.
+        results: instead of ``answers``, results of LLaVAs whose stored answers are scored: of a model, of several, or
+            of a study.
+        task: a benchmark of `clips-bench list` for a LLaVA, any task of lmms-eval, or the path of a custom task; of
+            ``results`` only this one.
+        answers: JSON lines: this suite's, LLaVA's, or lmms-eval's samples.
         model_name: the name of the answers in the table.
         name: the benchmark's column; by default the task's name, or its file's.
         questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), if only it names the image of each.
@@ -49,11 +64,12 @@ class ScoreConfig:
         judge_key_env: as for `clips-bench run`.
     """
 
-    task: str
-    answers: str
     data: str
     output: str
-    model_name: str
+    results: str | None = None
+    task: str | None = None
+    answers: str | None = None
+    model_name: str | None = None
     name: str | None = None
     questions: str | None = None
     partial: bool = False
@@ -64,52 +80,138 @@ class ScoreConfig:
     judge_key_env: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
-        check_name(self.model_name, "model_name")
+        if self.results is None:
+            for name in ("task", "answers", "model_name"):
+                if getattr(self, name) is None:
+                    raise UserError(f"{name}: expected a value, or 'results', whose answers are scored again")
+            check_name(str(self.model_name), "model_name")
+        else:
+            fields = ("answers", "model_name", "name", "questions", "partial")
+            if given := [name for name in fields if getattr(self, name)]:
+                raise UserError(f"{given[0]}: expected none with 'results', which have it")
 
 
 @sigterm_interrupts()
 def run_score(config: ScoreConfig) -> None:
-    """Match and score the answers, and store a normal result with the file as its model.
+    """Score the answers of a file or of results, and store normal results.
 
     Raises:
         UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or
-            the file's questions contradict the data.
+            the file's questions contradict the data; results without answers, or of other data.
     """
-    entry = get_benchmark(config.task)
-    if not isinstance(entry, LmmsTask):
-        raise UserError(f"task: '{config.task}' has no questions (expected a benchmark that needs a LLaVA)")
-    if config.scale is not None and entry.config is not UnlistedTaskConfig:
-        raise UserError(f"scale: the metrics of '{config.task}' define their own")
-    settings = ("task", "data", "scale", "exclude_metrics", "judge_model", "judge_url", "judge_key_env")
-    benchmark = configure(
-        name=config.name or Path(config.task).name.removesuffix(".yaml"),
-        **{name: getattr(config, name) for name in settings},
+    if config.results is not None:
+        _score_results(config, Path(config.results))
+    else:
+        _score_file(config, str(config.task), str(config.answers), str(config.model_name))
+
+
+def _score_results(config: ScoreConfig, root: Path) -> None:
+    stored = read_results(root / "results" if (root / "results").is_dir() else root) if root.is_dir() else []
+    stored = stored or [read_result(file) for file in sorted(root.glob("*.json"))]  # those of one model
+    with_answers = [
+        (result, task)
+        for result in stored
+        if result.status == "ok" and has_items(result) and (task := _task_of(result)) and config.task in (None, task)
+    ]
+    if not with_answers:
+        raise UserError(f"results: {root}: expected results of LLaVAs with items, found none")
+    go_offline()
+    for result, _ in with_answers:
+        target = result_path(config.output, result.model_name, result.benchmark)
+        if result.path and target.resolve() == result.path.resolve():
+            raise UserError(f"output: {config.output}: expected another directory than that of the results")
+        check_not_newer(config.output, result.model_name, result.benchmark)
+    for result, task in with_answers:
+        _score_again(config, result, task)
+
+
+def _task_of(result: Result) -> str:
+    """The task of a result by this suite's harness; empty for others. That of a custom task is its file's name."""
+    return next(
+        (
+            str(result.protocol["task"]).removeprefix(kind)
+            for kind in (LMMS_EVALS, CUSTOM)
+            if not result.measured_elsewhere and str(result.protocol.get("task", "")).startswith(kind)
+        ),
+        "",
     )
-    check_not_newer(config.output, config.model_name, benchmark.name)
-    answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
+
+
+def _score_again(config: ScoreConfig, result: Result, task: str) -> None:
+    from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
+
+    entry, benchmark = _configured(config, task, result.benchmark)
+    where = f"{result.model_name} on {result.benchmark}"
+    if (expected := result.protocol.get("data_hash")) != (found := entry.data_hash(benchmark)):
+        raise UserError(f"data: {config.data}: expected the data of {where}, {expected:.12}…, got {found:.12}…")
+    items = read_items(result)
+    # what the answers were generated with; the rest of the protocol is of the scorer
+    kept = {name: value for name, value in result.protocol.items() if name in _GENERATED or name.startswith("input_")}
+    answers = dict(enumerate(items["prediction"]))
+    outcome = evaluate_task(
+        RecordedAnswersModel(answers), benchmark, config.output, kept, only=[int(name) for name in items["item"]]
+    )
+    scored = Result(
+        model_name=result.model_name,
+        benchmark=result.benchmark,
+        benchmark_type=result.benchmark_type,
+        status="ok",
+        model=result.model,
+        execution=result.execution,
+        key=f"answers {result.items_hash} {entry.data_hash(benchmark)}",
+        command=shlex.join(["clips-bench", *sys.argv[1:]]),
+        git=git_state(),
+    )
+    scored = with_outcome(scored, entry, outcome)
+    path = write_result(config.output, scored, outcome.items)
+    log_info(f"{path}: {_values(scored)}; before: {_values(result)}")
+
+
+_GENERATED = frozenset({"prompt", "decoding", "precision", "shots", "answered"})
+
+
+def _values(result: Result, *, every: bool = False) -> str:
+    primary = [name for name in result.primary if name in result.metrics]
+    metrics = [result.metrics[name] for name in dict.fromkeys((*primary, *(result.metrics if every else ())))]
+    values = ", ".join(f"{each.label} {each.value * each.scale:.1f}" for each in metrics)
+    return values or "; ".join(result.missing_metrics.values())
+
+
+def _configured(config: ScoreConfig, task: str, name: str) -> tuple[LmmsTask, Any]:
+    entry = get_benchmark(task)
+    if not isinstance(entry, LmmsTask):
+        raise UserError(f"task: '{task}' has no questions (expected a benchmark that needs a LLaVA)")
+    if config.scale is not None and entry.config is not UnlistedTaskConfig:
+        raise UserError(f"scale: the metrics of '{task}' define their own")
+    settings = ("data", "scale", "exclude_metrics", "judge_model", "judge_url", "judge_key_env")
+    return entry, configure(name=name, task=task, **{name: getattr(config, name) for name in settings})
+
+
+def _score_file(config: ScoreConfig, task_name: str, file: str, model_name: str) -> None:
+    entry, benchmark = _configured(config, task_name, config.name or Path(task_name).name.removesuffix(".yaml"))
+    check_not_newer(config.output, model_name, benchmark.name)
+    answers = read_answers(Path(file), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
 
     task = load_task(entry.task, entry.folder, data_root(config.data), entry.dataset)
     docs = list(task.eval_docs_no_media)
     if unread := unread_keys(answers, task.aggregation()):
-        log_info(f"{config.answers}: keys that are not read: {', '.join(unread)}")
+        log_info(f"{file}: keys that are not read: {', '.join(unread)}")
     has_prompts = all(answer.prompt is not None for answer in answers)
     prompts = [str(_call(task.doc_to_text, doc) or "") for doc in docs] if has_prompts else []
-    matches = match(answers, docs, config.answers, partial=config.partial, prompts=prompts)
-    reject_contradictions(matches.answers, docs, task, config.answers)
+    matches = match(answers, docs, file, partial=config.partial, prompts=prompts)
+    reject_contradictions(matches.answers, docs, task, file)
     matched = in_whole_groups(matches.answers, docs, entry.folder)
     if not matched:
-        raise UserError(
-            f"{config.answers}: expected a question of '{config.task}' with answers to all its orders or pairs"
-        )
+        raise UserError(f"{file}: expected a question of '{task_name}' with answers to all its orders or pairs")
     counts = (
         f"{len(matches.answers):,} of {len(docs):,} questions answered ({matches.summary()}); "
         f"{len(matches.unmatched):,} answers without a question, {matches.num_unanswered:,} questions without an answer"
     )
     if len(matched) < len(matches.answers):
         counts += f"; {len(matches.answers) - len(matched):,} answers not used, to questions that lack others' answers"
-    log_info(f"{config.answers}: {counts}")
+    log_info(f"{file}: {counts}")
     numbers = list(matched)
     about: Entries = {"prompt": "precomputed", "decoding": "precomputed", "input_model": "precomputed answers"}
     if len(numbers) < len(docs):
@@ -129,22 +231,19 @@ def run_score(config: ScoreConfig) -> None:
             f"{len(differences):,} of {len(numbers):,} answers have another score in the file than lmms-eval "
             f"{library_versions()['lmms-eval']} gives them here, first {differences[0]}"
         )
-        log_info(f"{config.answers}: {differing}")
+        log_info(f"{file}: {differing}")
         counts += f"; {differing}"
     result = Result(
-        model_name=config.model_name,
+        model_name=model_name,
         benchmark=benchmark.name,
         benchmark_type=entry.benchmark_type,
         status="ok",
-        model={"path": config.answers, "hash": file_hash(config.answers), "matched": counts},
-        key=f"answers {file_hash(config.answers)} {entry.data_hash(benchmark)}",
+        model={"path": file, "hash": file_hash(file), "matched": counts},
+        key=f"answers {file_hash(file)} {entry.data_hash(benchmark)}",
     )
     result = with_outcome(result, entry, outcome)
     path = write_result(config.output, result, outcome.items)
-    primary = [name for name in result.primary if name in result.metrics]
-    metrics = [result.metrics[name] for name in dict.fromkeys((*primary, *result.metrics))]
-    values = ", ".join(f"{each.label} {each.value * each.scale:.1f}" for each in metrics)
-    log_info(f"{path}: {values or '; '.join(result.missing_metrics.values())} ({len(numbers)} questions)")
+    log_info(f"{path}: {_values(result, every=True)} ({len(numbers)} questions)")
 
 
 def _score_differences(answers: Mapping[int, Answer], samples: Sequence[Sample]) -> Iterator[str]:
