@@ -92,6 +92,9 @@ RULES = (
     ),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
     Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
+    Rule(
+        has="runs/rescored", skip="drawn scores; tests/benchmarks/test_bench_scorer_code.py scores again"
+    ),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/benchmarks/test_bench_score.py has them"),
 )
 SWAPS = {

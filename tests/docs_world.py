@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -73,7 +74,16 @@ def make_world(root: Path) -> Path:
     _benchmarks(root / "data")
     _models(root)
     _demo(root / "runs" / "demo", root)
+    _tables_of_items(root)
     return root
+
+
+def _tables_of_items(root: Path) -> None:
+    rows = [("clips", "clip"), ("quiz",), ("accuracy",), range(30)]
+    table = pd.DataFrame([*itertools.product(*rows)], columns=["model", "benchmark", "metric", "item"])
+    table.assign(score=[float(number % 3 > 0) for number in range(len(table))]).to_parquet(root / "items.parquet")
+    for harness in ("lm_eval", "vlmevalkit", "mteb", "inspect_logs"):
+        shutil.copytree(Path(__file__).parent / "benchmarks" / "peer_files" / harness, root / harness)
 
 
 def images(root: Path) -> None:

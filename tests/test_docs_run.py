@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -63,6 +64,9 @@ class Reader:
             (self.folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / block.title).write_text(self.here(text))
         elif block.language == "python":
+            if "inspect_ai" in block.text and importlib.util.find_spec("inspect_ai") is None:
+                print(f"not run: {block} (needs inspect-ai)")
+                return
             code = compile(self.here(block.text), str(block), "exec")
             with warnings.catch_warnings():
                 warnings.simplefilter("default")

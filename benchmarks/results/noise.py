@@ -1,6 +1,6 @@
 """The noise model of a metric: sampling variance over images, and variance over training runs.
 
-docs/trust.md states the model with its formulas and sources; ``scripts/check_statistics.py`` simulates it.
+docs/statistics.md states the model with its formulas and sources; ``scripts/check_statistics.py`` simulates it.
 The estimate of a metric, or of the difference of two models, has an error of two parts:
 
 - images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom follow

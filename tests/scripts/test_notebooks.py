@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-ORDER = ("train_a_clips", "plug_into_llava")  # the second uses the encoder of the first
+ORDER = ("train_a_clips", "plug_into_llava", "test_other_scores")  # the second uses the encoder of the first
 PACKAGES = {"clips", "llava_bridge", "benchmarks"}
 
 
@@ -38,7 +38,7 @@ def test_imports_of_a_notebook_exist(name):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
                 found += 1
-    assert found > 1
+    assert found > 1 or name == "test_other_scores"  # which imports the package alone
 
 
 @pytest.mark.slow
@@ -56,6 +56,8 @@ def test_the_notebooks_run_one_after_the_other(tmp_path):
         if name == "train_a_clips":
             right = int(printed.partition("is first for ")[2].split()[0])
             assert right >= 3  # of 24; guessing finds 1
+        elif name == "test_other_scores":
+            assert ": significant" in printed
         else:
             answers = int(printed.rpartition(" different answers")[0].split()[-1])
             assert answers >= 2
