@@ -7,7 +7,8 @@
 ``STUDY.csv`` has a line for each encoder, seed and metric, with the minutes and, of an encoder, the steps and MFLOPs
 per sample of its training; ``STUDY.parquet`` the value of each item, from which the others are computed, by the noise
 model of docs/statistics.md. A claim is a weighted sum of the means over seeds of several encoders. It is tested
-together with the others of its experiment (Holm), at 5 %. docs/evidence.md lists what was reworded or added after the studies.
+together with the others of its experiment (Holm), at 5 %. docs/evidence.md lists what was reworded or added
+after the studies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Variance components of the difference of two models, and the seeds that a planned study needs.
 
 The noise model (``noise.py``, docs/statistics.md) has three parts: images, which all seeds share; the interaction of
-seed and image, the answers that a training run changes at random; and training, the shift of a run as a whole. More images
-reduce the first two, more seeds the last two. ``scripts/check_statistics.py --part plans`` simulates what is
+seed and image, the answers that a training run changes at random; and training, the shift of a run as a whole. More
+images reduce the first two, more seeds the last two. ``scripts/check_statistics.py --part plans`` simulates what is
 recommended.
 """
 
