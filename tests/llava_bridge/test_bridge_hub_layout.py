@@ -300,3 +300,15 @@ def test_other_models_are_named_in_one_line(
     status = dispatch("clips-bench", "", COMMANDS, [*words, "--output", str(tmp_path / "results")])
     assert status == 2
     assert fault in capsys.readouterr().err
+
+
+def test_answers_do_not_depend_on_the_batch(hub: Path) -> None:
+    """Greedy, in fp32: of pictures of several shapes, of questions of several lengths, and of shared pictures."""
+    model, processor = load_llava(hub, "cpu")
+    wide, tall = bridge_world.noise((60, 24), (20, 70))
+    shown = [wide, tall, wide, None, tall, wide]
+    asked = ["What?", "Is there a very long question about the colors here, or not?", "Red?", "No picture.", "Why?", "x"]
+    alone = [answer(model, processor, [picture], [text], 8)[0] for picture, text in zip(shown, asked, strict=True)]
+    assert len(set(alone)) > 2
+    for size in (2, 6):
+        assert answer(model, processor, shown, asked, 8, batch_size=size) == alone
