@@ -1,6 +1,6 @@
 """Insert the tables of reports into documents, so that no number is typed.
 
-    python scripts/insert_tables.py README.md docs/evidence.md
+    python scripts/insert_tables.py README.md docs/scores/README.md
 
 A line ``<!-- table: FILE -->`` names a Markdown file, relative to the working directory; the table that follows it is
 replaced by the first table of that file, or for ``FILE#a-heading`` by the first one below the heading "A heading".

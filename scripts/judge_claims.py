@@ -1,13 +1,13 @@
-"""Every table, interval and verdict of docs/evidence.md, from the scores of its studies and their hits on each image.
+"""Every table, interval and verdict of docs/scores/README.md, from the scores of its studies and each image's hits.
 
     python scripts/judge_claims.py docs/scores
     python scripts/judge_claims.py docs/scores --export runs/lengths    # add the scores of a finished study
-    python scripts/judge_claims.py docs/scores --figure docs/equal_compute.svg
+    python scripts/judge_claims.py docs/scores --figure docs/equal_compute.svg --claims docs/claims.svg
 
 ``STUDY.csv`` has a line for each encoder, seed and metric, with the minutes and, of an encoder, the steps and MFLOPs
 per sample of its training; ``STUDY.parquet`` the value of each item, from which the others are computed, by the noise
 model of docs/statistics.md. A claim is a weighted sum of the means over seeds of several encoders. It is tested
-together with the others of its experiment (Holm), at 5 %. docs/evidence.md lists what was reworded or added
+together with the others of its experiment (Holm), at 5 %. docs/scores/README.md lists what was reworded or added
 after the studies.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from scipy import stats
 
 from benchmarks.report.figures import Figure, LegendEntry, Palette, render_svg
 from benchmarks.report.load_results import read_source
+from benchmarks.report.plots import plot_intervals
 from benchmarks.report.text_table import markdown_frame
 from benchmarks.results.formatting import commit_text
 from benchmarks.results.item_scores import ItemScores
@@ -396,6 +398,46 @@ def curves(folder: Path, column: Column) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["recipe", "steps"], ignore_index=True)
 
 
+SHOWN = {
+    "A1": "sentence − whole caption, short queries",
+    "A2": "sentence − whole caption, long queries",
+    "B1": "CLIPS − CLIP, equal samples",
+    "B2": "a second positive − none, equal samples",
+    "C1": "captioner − none, equal samples",
+    "D1": "CLIPS − CLIP, equal compute at 224 px",
+    "D2": "CLIPS − CLIP, equal compute, all sizes",
+    "E3": "CLIPS − CLIP, equal compute, in a race",
+    "E4": "CLIPS − CLIP inside a LLaVA, its points",
+}
+"""The claims that README shows, in the words of the figure."""
+
+
+def draw_claims(judged: pd.DataFrame) -> str:
+    """SVG of the claims of `SHOWN`: estimates, 95 % intervals and verdicts."""
+    verdicts = {claim.name: {claim.above: "better", claim.below: "worse"} for claim in CLAIMS}
+    race = {"reproduced": "better", "contradicted": "worse"}
+    lines, rows = [], []
+    for name, text in SHOWN.items():
+        claim = judged.loc[[name]].iloc[0]
+        value, low, high = (float(number) for number in re.findall(r"[-+][\d.]+", claim["estimate"]))
+        lines.append((value, low, high, verdicts.get(name, race).get(claim["verdict"], "not significant")))
+        rows.append((text, claim["estimate"], claim["verdict"]))
+    what = "; ".join(f"{text} {estimate}, {verdict}" for text, estimate, verdict in rows)
+    return render_svg(
+        Figure(
+            name="claims",
+            title="Claims of the paper on small photographs",
+            alt=f"Differences in points of T→I R@1 (inside a LLaVA of its scores) with 95 % intervals: {what}",
+            plot=plot_intervals([*SHOWN.values()], lines),
+            x_label="difference, points of T→I R@1",
+            headers=("claim", "estimate", "verdict"),
+            rows=tuple(rows),
+            height=2.6,
+            vertical_grid=True,
+        )
+    )
+
+
 def draw_curves(table: pd.DataFrame) -> str:
     """SVG of `curves`; dashed lines are where clip has the FLOPs of 300 steps of clips at L/14."""
 
@@ -541,6 +583,7 @@ def main() -> int:
     parser.add_argument("scores", type=Path)
     parser.add_argument("--export", type=Path, metavar="STUDY", help="output of a finished study")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="the curves of equal compute")
+    parser.add_argument("--claims", type=Path, metavar="SVG", help="the claims with their intervals")
     args = parser.parse_args()
     try:
         if args.export:
@@ -573,7 +616,10 @@ def main() -> int:
         if (race := args.scores / "race_photos.csv").is_file():
             lines = pd.read_csv(race)
             means = lines.pivot_table("value", "encoder", "metric").map("{:.1f}".format, na_action="ignore").fillna("")
-            print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(judge_race(lines))}")
+            raced = judge_race(lines)
+            print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(raced)}")
+            if args.claims:
+                atomic_write(args.claims, draw_claims(pd.concat([judged, raced])))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

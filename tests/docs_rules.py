@@ -72,7 +72,7 @@ RULES = (
     # ------------------------------------------------------------ what would take long
     Rule(has="scripts/studies/lengths.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="python scripts/judge_claims.py", skip="tests/scripts/test_judge_claims.py runs it on these scores"),
-    Rule(has="python scripts/insert_tables.py docs/evidence.md", skip="changes the page"),
+    Rule(has="python scripts/insert_tables.py docs/scores/README.md", skip="changes the page"),
     Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--distributed.num_processes 8", swap=(("processes 8", "processes 2"),)),
@@ -92,9 +92,7 @@ RULES = (
     ),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
     Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
-    Rule(
-        has="runs/rescored", skip="drawn scores; tests/benchmarks/test_bench_scorer_code.py scores again"
-    ),
+    Rule(has="runs/rescored", skip="drawn scores; tests/benchmarks/test_bench_scorer_code.py scores again"),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/benchmarks/test_bench_score.py has them"),
 )
 SWAPS = {

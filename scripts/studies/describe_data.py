@@ -1,4 +1,4 @@
-"""What docs/evidence.md says of its captions and photos, counted in the data that the studies prepared:
+"""What docs/scores/README.md says of its captions and photos, counted in the data that the studies prepared:
 
     python scripts/studies/describe_data.py runs/lengths/data/captions runs/positives/data/photos \\
         runs/captioner/data/objects > docs/scores/data.csv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -340,16 +341,17 @@ def test_the_page_states_what_the_script_computes(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["judge_claims.py", str(docs / "scores")])
     assert judge_claims.main() == 0
     computed = capsys.readouterr().out.replace("\\", "")
-    page = (docs / "evidence.md").read_text(encoding="utf-8").replace("−", "-").replace("\\", "")
+    verdicts = (docs / "evidence.md").read_text(encoding="utf-8").replace("−", "-")
+    page = verdicts + (docs / "scores" / "README.md").read_text(encoding="utf-8").replace("−", "-").replace("\\", "")
     readme = (docs.parent / "README.md").read_text(encoding="utf-8").replace("−", "-")
     pattern = re.compile(r"([+-]?\d+\.\d+) \[([+-]?\d+\.\d+), ([+-]?\d+\.\d+)\]")
-    known, stated, short = (
-        {tuple(map(float, found)) for found in pattern.findall(each)} for each in (computed, page, readme)
-    )
+    known, stated = ({tuple(map(float, found)) for found in pattern.findall(each)} for each in (computed, page))
     assert len(stated) > 20
-    assert len(short) > 6
-    assert (stated | short) - known == set()
-    rows = re.findall(r"^\| ([A-E]\d+) \|.*?\| ([+-][^|]+\]) \| ([^|]+) \|", page[: page.index("## Set-up")], re.M)
+    assert stated - known == set()
+    said = re.findall(r"(-?\d+\.\d) points", readme.partition("## What holds of the paper")[2])
+    assert len(said) == 4
+    assert {abs(float(number)) for number in said} <= {abs(value) for value, *_ in known}
+    rows = re.findall(r"^\| ([A-E]\d+) \|.*?\| ([+-][^|]+\]) \| ([^|]+) \|", verdicts, re.M)
     assert len(rows) > 4
     lines = [[cell.strip() for cell in line.split("|")] for line in computed.splitlines()]
     for name, estimate, verdict in rows:
@@ -403,3 +405,13 @@ def test_the_race_is_judged_by_pairs_of_seeds():
     interval = scipy.stats.ttest_rel(pairs.loc["clips"], pairs.loc["clip"]).confidence_interval(0.95)
     estimate = judge_claims.judge_race(lines).query("claim == 'E3'")["estimate"].iloc[0]
     assert estimate.endswith(f"[{interval.low:+.1f}, {interval.high:+.1f}]")
+
+
+def test_the_figure_of_the_claims_has_the_estimates_of_the_page():
+    pages = Path(__file__).parents[2] / "docs"
+    drawn = html.unescape((pages / "claims.svg").read_text(encoding="utf-8"))
+    page = (pages / "evidence.md").read_text(encoding="utf-8").replace("−", "-")
+    for name, text in judge_claims.SHOWN.items():
+        stated = re.search(rf"^\| {name} \| .*? \| ([-+][\d.]+ \[[^]]+\]) \| ", page, re.MULTILINE)
+        assert stated
+        assert f"{text} {stated[1]}, " in drawn, name
