@@ -41,7 +41,8 @@ REQUIRED: dict[str, dict[str, Any]] = {  # what the fields without a default and
     "clips-bench study rerun": {"steps": ["a"]},
     "clips-bench study accept": {"steps": ["a"]},
     "clips-bench import": {"files": ["a"]},
-    "clips-bench report": {"latex": {}, "display": {"models": {"a": "b"}}},
+    "clips-bench score": {"results": "r"},
+    "clips-bench report": {"inputs": ["a"], "latex": {}, "display": {"models": {"a": "b"}}},
 }
 STUDY = {
     "name": "small",

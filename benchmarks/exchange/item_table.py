@@ -319,7 +319,7 @@ def _result(
         chance = of_metric.set_index("item")["chance"].reindex(items["item"]).to_numpy() / _divisor(of_metric)
         known = {CHANCE: {spec.columns[0]: chance}} if of_metric["chance"].notna().all() else {}
         metrics[metric] = compute_metric(items, spec, None, known)
-    protocol, tool = (next(filter(None, lines[name]), "") for name in ("protocol", "source"))
+    protocol, tool = (lines[name].iloc[0] for name in ("protocol", "source"))  # the same in all lines of a result
     imported = make_imported(
         files[file],
         tool=tool or NOT_STATED,
