@@ -316,8 +316,10 @@ def _result(
             continue
         spec = specs[benchmark, metric]
         assert items is not None
-        chance = of_metric.set_index("item")["chance"].reindex(items["item"]).to_numpy() / _divisor(of_metric)
-        known = {CHANCE: {spec.columns[0]: chance}} if of_metric["chance"].notna().all() else {}
+        known = {}
+        if of_metric["chance"].notna().all():
+            chance = of_metric.set_index("item")["chance"].reindex(items["item"]).to_numpy() / _divisor(of_metric)
+            known = {CHANCE: {spec.columns[0]: chance}}
         metrics[metric] = compute_metric(items, spec, None, known)
     protocol, tool = (lines[name].iloc[0] for name in ("protocol", "source"))  # the same in all lines of a result
     imported = make_imported(
