@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.exchange.item_table import SUFFIXES
 from benchmarks.report.latex import render_latex
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source
 from benchmarks.report.measures import render_csv
@@ -50,8 +51,8 @@ class CompareConfig:
     """Compare two models, or two studies, benchmark by benchmark, with confidence intervals and corrected tests.
 
     Args:
-        first: a model's directory (``results/MODEL``) or one of its result files; or a directory of results or a
-            study's output: then models with equal names are compared.
+        first: a model's directory (``results/MODEL``) or one of its result files; or a directory of results, a study's
+            output or a table of items: then models with equal names are compared.
         second: likewise.
         benchmarks: only these: ``BENCHMARK`` or ``BENCHMARK:METRIC``; all if empty.
         output: also write the comparison to this file: .csv for programs, .md, .html or .tex to read.
@@ -134,6 +135,8 @@ def difference_frame(report: Report) -> pd.DataFrame:
 def read_side(path: str, field: str) -> ReportSource:
     """A study, a directory of results, or the one model of a directory or file of its own."""
     root = Path(path)
+    if root.suffix in SUFFIXES:
+        return dataclasses.replace(read_source(root), title=path)
     if root.is_file():
         result = read_result(root)
         if result.status == "failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -51,4 +52,10 @@ def compare(
     chosen = pairs or ("baseline" if baseline else "all")
     report = build_report(source, baseline=baseline, pairs=chosen)
     ids = report.source.model_ids
-    return Comparison(score_frame(report.table, ids), difference_frame(report.table, ids))
+    scores, differences = score_frame(report.table, ids), difference_frame(report.table, ids)
+    if differences.empty and scores["model"].nunique() > 1:
+        warnings.warn(
+            "no models were tested: expected scores for exactly the same items, and the same protocol and source",
+            stacklevel=2,
+        )
+    return Comparison(scores, differences)

@@ -144,6 +144,8 @@ def _typed(frame: pd.DataFrame, where: str, unit: str) -> pd.DataFrame:
             raise unknown_name_error(str(name), COLUMNS, f"column of {where}")
     if missing := [name for name, column in COLUMNS.items() if column.required and name not in frame]:
         raise UserError(f"{where}: expected a column '{missing[0]}' (found {', '.join(map(str, frame.columns))})")
+    if frame.empty:
+        raise UserError(f"{where}: expected at least one line, got none")
     first = 2 if unit == "line" else 0
     lines = pd.Series([f"{where} {unit} {number}" for number in range(first, first + len(frame))], dtype=object)
     typed = {name: _values(name, frame[name].reset_index(drop=True), lines) for name in frame.columns}
@@ -153,7 +155,8 @@ def _typed(frame: pd.DataFrame, where: str, unit: str) -> pd.DataFrame:
         if column.required and (places := _is_empty(table[name])).any():
             raise UserError(f"{lines[places.argmax()]}: {name}: expected a value, got none")
     table["is_published"] = is_published = _is_empty(table["item"])
-    _reject(table, is_published & _is_empty(table["source"]), "source: expected where the published number is from")
+    lacks_source = "item: expected a name, or for a published number its source"
+    _reject(table, is_published & _is_empty(table["source"]), lacks_source)
     _reject(
         table,
         is_published & (_is_empty(table["ci_low"]) != _is_empty(table["ci_high"])),
@@ -237,8 +240,6 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: an item stands twice, or two lines contradict each other.
     """
-    if table.empty:
-        raise UserError("expected at least one line, got none")
     for _, line in table[table.duplicated([*_RESULT, "metric", "item"])].head(1).iterrows():
         what = f"item '{line['item']:.{_SHOWN}}'" if line["item"] else "number"
         seed = "" if math.isnan(line["seed"]) else f" of seed {line['seed']:.0f}"
@@ -377,7 +378,8 @@ def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
     if is_stated and line["scale"] == spec.most == 100:  # per cent of a metric in points of 100
         scale = spec.scale
     value, n = line["score"] / scale, 0 if math.isnan(line["n"]) else int(line["n"])
-    check_scale(spec, value, f"{where}: score", scale=scale, stated=is_stated, hint=": state the scale, 1 or 100")
+    if of_items is None or math.isfinite(spec.most):  # points of the table's own items have no known range
+        check_scale(spec, value, f"{where}: score", scale=scale, stated=is_stated, hint=": state the scale, 1 or 100")
     metric = measured_metric(spec, value, n=n)
     if math.isnan(line["ci_low"]):
         return metric

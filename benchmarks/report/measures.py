@@ -247,7 +247,13 @@ def difference_frame(table: Table, model_ids: Mapping[str, str] | None = None) -
                 "num_tests": table.comparisons,
             }
             lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=_DIFFERENCE)
+
+
+_DIFFERENCE = (
+    *("model", "other", "benchmark", "metric", "difference", "ci_low", "ci_high", "p_value", "p_adjusted"),
+    *("significant", "min_detectable_difference", "credited", "num_tests"),
+)
 
 
 def render_pairs(report: Report) -> str:

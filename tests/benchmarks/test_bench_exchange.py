@@ -416,7 +416,7 @@ def test_per_cent_of_points(tmp_path: Path) -> None:
         ("m,mmvet,gpt_eval_score,0.31,,,,,s", "0.31 may be a ratio or per cent: state the scale"),
         ("m,mme,mme_total,0.7,,,,,s", "0.7 may be a ratio or per cent: state the scale"),
         ("m,pope,pope_accuracy,,,,,,s", "line 2: score: expected a value, got none"),
-        ("m,pope,pope_accuracy,50,,,,,", "line 2: source: expected where the published number is from"),
+        ("m,pope,pope_accuracy,50,,,,,", "line 2: item: expected a name, or for a published number its source"),
         ("m,pope,cleverness,50,,,,,s", "'cleverness' is no metric of this suite"),
         ("m,pope,pope_accuracy,0.867,,,,,s", "0.867 may be a ratio or per cent: state the scale"),
         ("m,nocaps_val,nocaps_CIDEr,1.05,,,,,s", "1.05 may be a ratio or per cent: state the scale"),  # lmms-eval's 105
