@@ -104,7 +104,7 @@ def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(example
         got = frame[NUMBERS].sort_values(order, ignore_index=True)
         pd.testing.assert_frame_equal(got, expected_frame, obj=form, check_exact=False, rtol=1e-9)
 
-    explore(check, examples // 4)
+    explore(check, examples // 6)
 
 
 def test_a_paired_test_is_scipys_of_the_differences_between_many_independent_items() -> None:

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 LMMS_EVALS, CUSTOM = "lmms-eval's ", "custom task "
 """What a protocol's ``task`` begins with, before the name of one of lmms-eval's tasks, or of a user's."""
+EXCLUDED = "excluded by the config"
+"""Why a metric is missing."""
 
 
 def evaluate_task(
@@ -194,7 +196,7 @@ def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[
 def exclude_metrics(task: Any, config: TaskConfig) -> dict[str, str]:
     """Remove metrics that are excluded or impossible here from the task; metric → reason."""
     absent = {} if is_java_available() else dict.fromkeys(JAVA_METRICS, "it needs Java, which is not installed")
-    absent |= dict.fromkeys(config.exclude_metrics, "excluded by the config")
+    absent |= dict.fromkeys(config.exclude_metrics, EXCLUDED)
     unknown = set(config.exclude_metrics) - set(task.aggregation())
     if unknown:
         raise unknown_name_error(min(unknown), task.aggregation(), f"metric of '{config.name}'")

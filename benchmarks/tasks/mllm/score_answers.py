@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shlex
@@ -24,7 +25,7 @@ from benchmarks.results.results import (
     result_path,
     write_result,
 )
-from benchmarks.tasks.mllm.evaluate_task import CUSTOM, LMMS_EVALS, evaluate_task
+from benchmarks.tasks.mllm.evaluate_task import CUSTOM, EXCLUDED, LMMS_EVALS, evaluate_task
 from benchmarks.tasks.mllm.items import Sample, in_whole_groups
 from benchmarks.tasks.mllm.lmms_task import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import ID_COLUMNS, Answer, match, normalize_text, read_answers, unread_keys
@@ -140,7 +141,10 @@ def _task_of(result: Result) -> str:
 def _score_again(config: ScoreConfig, result: Result, task: str) -> None:
     from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
 
-    entry, benchmark = _configured(config, task, result.benchmark)
+    excluded = [name for name, why in result.missing_metrics.items() if why == EXCLUDED]
+    entry, benchmark = _configured(
+        dataclasses.replace(config, exclude_metrics=(*config.exclude_metrics, *excluded)), task, result.benchmark
+    )
     where = f"{result.model_name} on {result.benchmark}"
     if (expected := result.protocol.get("data_hash")) != (found := entry.data_hash(benchmark)):
         raise UserError(f"data: {config.data}: expected the data of {where}, {expected:.12}…, got {found:.12}…")
