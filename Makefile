@@ -7,7 +7,7 @@ install:  ## make .venv and install the suite into it, in a minute
 	@bash scripts/install.sh
 demo:     ## train, plug in, evaluate and compare, in 7 to 15 minutes on two cores
 	@bash scripts/demo.sh
-test:     ## the tests, in 15 minutes on two cores
+test:     ## the tests, in 8 minutes on two idle cores
 	@bash scripts/test.sh
 test-long: ## the slow tests, hours on two cores: trainings in several processes, killed and resumed; 5,000 inputs of each generator
 	@bash scripts/test.sh -m slow --no-loadscope-reorder
