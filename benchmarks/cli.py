@@ -33,7 +33,7 @@ COMMANDS = {
         target="benchmarks.tasks.mllm.score_answers:run_score",
     ),
     "study run": Command(
-        help="run the pending steps of a study, then write its report",
+        help="run the pending steps of a study, then write its report and print the answer",
         target="benchmarks.analysis.study_with_report:run_study_with_report",
         positional=("study",),
     ),

@@ -8,7 +8,7 @@ from benchmarks.study import commands
 
 
 def run_study_with_report(config: commands.StudyConfig) -> None:
-    """Run the pending steps, then write the report and print its table. Exit status 1 if a step failed."""
+    """Run the pending steps, then write the report and print its answer. Exit status 1 if a step failed."""
     commands.run_study_steps(config, report=_report)
 
 
@@ -22,6 +22,6 @@ def rerun_study_with_report(config: commands.RerunConfig) -> None:
 
 
 def _report(output: Path) -> None:
-    from benchmarks.report.report_command import ReportConfig, run_report
+    from benchmarks.report.report_command import ReportConfig, write_report
 
-    run_report(ReportConfig(inputs=(str(output),)))
+    write_report(ReportConfig(inputs=(str(output),)), brief=True)

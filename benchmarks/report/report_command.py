@@ -63,6 +63,14 @@ class ReportConfig:
 def run_report(config: ReportConfig) -> None:
     """Write the report's files, and print the table and the path.
 
+    Raises: as `write_report`.
+    """
+    write_report(config)
+
+
+def write_report(config: ReportConfig, *, brief: bool = False) -> None:
+    """Write the report's files, and print the table, or if ``brief`` the answer only, and the path.
+
     Raises:
         UserError: no results, an unreadable result, an unknown baseline, model, column or format, or an output that is
             not writable.
@@ -102,7 +110,7 @@ def run_report(config: ReportConfig) -> None:
     }
     for path, content in contents.items():
         atomic_write(path, content)
-    print_report(report, Console(highlight=False))
+    print_report(report, Console(highlight=False), brief=brief)
     for (row, benchmark), outcome in report.source.outcomes.items():
         if isinstance(outcome, MissingValue) and outcome.kind == "invalid":
             log_info(f"warning: {row} on {benchmark}: {outcome.reason}")

@@ -97,13 +97,20 @@ _BORDER = 3  # a column's border and its padding
 _LONG = 14  # characters of a number with its margins; longer cells are remarks
 
 
-def print_report(report: Report, console: Console, *, all_notes: bool = False) -> None:
-    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup."""
+def print_report(report: Report, console: Console, *, all_notes: bool = False, brief: bool = False) -> None:
+    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
+
+    ``brief`` prints the answer alone: what was won, and what was not shown.
+    """
     from rich.text import Text
 
     def line(text: str, style: str = "") -> None:
         console.print(Text(strip_control_chars(text), style=style))
 
+    if brief and report.verdict:
+        line(report.verdict, "bold")
+        line(report.answer)
+        return
     frame = main_table(report, _terminal_cell, lambda text: Text(strip_control_chars(text), style="dim"))
     groups = [row.group for row in report.table.rows]
     if any(groups):
