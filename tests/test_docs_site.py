@@ -46,6 +46,16 @@ def test_every_command_has_a_page_with_its_fields(site: Path):
     assert "data.sources" in train
 
 
+def test_llms_txt_names_every_page_of_the_guides(site: Path):
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    docs, optional = text.split("## Optional")
+    assert docs.startswith("# CLIPS suite\n\n> ")
+    for page in (ROOT / "docs").rglob("*.md"):
+        url = page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        assert f"]({url.replace('README', 'index')}): " in docs, url
+    assert "](reference/clips-train.html)" in optional
+
+
 def test_no_page_loads_anything_from_elsewhere(site: Path):
     loads = re.compile(
         r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(https?:|//)|<link[^>]*\shref=["']?(https?:|//)|@import"""

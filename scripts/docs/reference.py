@@ -18,6 +18,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from benchmarks.tasks.listing import details
 from benchmarks.tasks.registry import all_benchmarks
@@ -76,11 +77,29 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(text: str, **_: Any) -> str:
+_summaries: dict[str, tuple[str, str]] = {}  # URL of a page → its title and first paragraph
+
+
+def on_page_markdown(text: str, *, page: Page, **_: Any) -> str:
     """Point links to files outside docs/, which are right on GitHub, to their pages."""
+    first = text.partition("\n")[2].strip().partition("\n\n")[0]  # paragraph below the heading
+    summary = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", first.partition("\n```")[0])
+    _summaries[page.url] = str(page.title or page.url), " ".join(summary.split())
     for path, source in OUTSIDE.items():
         text = text.replace(f"../{source}", path)
     return text
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write ``llms.txt`` (https://llmstxt.org): each page with what it is about."""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description or config.site_name}", ""]
+    for heading, is_reference in (("Docs", False), ("Optional", True)):
+        lines += [f"## {heading}", ""]
+        for url, (title, summary) in _summaries.items():
+            if url.startswith("reference/") == is_reference:
+                lines.append(f"- [{title}]({url})" + (f": {summary}" if summary else ""))
+        lines.append("")
+    Path(config.site_dir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def pages() -> Iterator[tuple[str, str]]:
