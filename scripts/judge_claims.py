@@ -429,7 +429,7 @@ def draw_claims(judged: pd.DataFrame) -> str:
             title="Claims of the paper on small photographs",
             alt=f"Differences in points of T→I R@1 (inside a LLaVA of its scores) with 95 % intervals: {what}",
             plot=plot_intervals([*SHOWN.values()], lines),
-            x_label="difference, points of T→I R@1",
+            x_label="points of T→I R@1",
             headers=("claim", "estimate", "verdict"),
             rows=tuple(rows),
             height=2.6,
