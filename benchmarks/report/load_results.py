@@ -179,13 +179,15 @@ def source_of_items(results: Sequence[Imported], path: Path) -> ReportSource:
         row = RowRecord(name=model if seed is None else f"{model} (seed {seed})", encoder=model, seed=seed)
         rows[row.name] = row
         outcomes[row.name, result.benchmark] = result
+    benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark in outcomes))
+    nothing = MissingValue(kind="missing", reason="the tables have no line")
     return ReportSource(
         title=path.stem,
         question="",
         notes=(),
         rows=tuple(rows.values()),
-        benchmarks=tuple(dict.fromkeys(benchmark for _, benchmark in outcomes)),
-        outcomes=outcomes,
+        benchmarks=benchmarks,
+        outcomes={(row, name): outcomes.get((row, name), nothing) for row in rows for name in benchmarks},
         steps=(),
         study=None,
         directory=path.parent,

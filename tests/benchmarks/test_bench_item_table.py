@@ -160,6 +160,22 @@ def test_a_published_number_in_the_points_of_the_items() -> None:
     assert frame["scale"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_model_or_a_seed_may_lack_a_benchmark(tmp_path: Path, seeds: int) -> None:
+    every = pd.concat([scores(seed=seed).assign(seed=seed, benchmark=name) for seed in range(seeds) for name in "xy"])
+    lacks = every[~((every["model"] == "two") & (every["benchmark"] == "y") & (every["seed"] == seeds - 1))]
+    published = {"model": "paper", "benchmark": "x", "metric": "accuracy", "score": 61.5, "scale": 100, "source": "s"}
+    table = pd.concat([lacks, pd.DataFrame([published])], ignore_index=True)
+    if seeds == 1:  # as of pretrained models
+        table = table.drop(columns="seed")
+    for baseline in (None, "one"):
+        frame = benchmarks.compare(table, baseline=baseline).scores.set_index(["model", "benchmark"])
+        assert frame.loc[("paper", "y"), "missing"] == "missing: the tables have no line"
+        assert frame.loc[("two", "y"), "value"] > 0 if seeds > 1 else frame.loc[("two", "y"), "missing"]
+    table.to_csv(tmp_path / "table.csv", index=False)
+    assert "paper" in render_markdown(build_report(read_source(tmp_path / "table.csv")))
+
+
 def test_two_tables_are_compared_as_two_directories_are(tmp_path: Path) -> None:
     for seed, name in enumerate(("old", "new")):
         scores(seed=seed).to_csv(tmp_path / f"{name}.csv", index=False)
