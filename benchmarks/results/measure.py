@@ -58,10 +58,10 @@ class ItemTable:
     def of(frame: pd.DataFrame, benchmark: str, shared: ItemTable | None) -> ItemTable:
         """The table of a benchmark's items; those of models with the same items share the names of ``shared``."""
         frame = frame.sort_values("item")
+        if shared is not None and all(frame[name].array.equals(shared.frame[name].array) for name in ("item", "image")):
+            return ItemTable(frame, shared.keys, shared.clusters, shared.images)
         image = frame["image"].astype(str)
         keys = (frame["item"].astype(str) + "\n" + image).to_numpy(dtype=object)
-        if shared is not None and np.array_equal(keys, shared.keys):
-            return ItemTable(frame, shared.keys, shared.clusters, shared.images)
         known = frame[IMAGE_HASH] if IMAGE_HASH in frame else image.where(image.str.fullmatch(_HASH))
         images = np.asarray(known.fillna(f"{benchmark}\n" + image).to_numpy(), dtype=object)  # or a name of its own
         return ItemTable(frame, keys, np.unique(image.to_numpy(dtype=object), return_inverse=True)[1], images)

@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.noise import TrainingNoise, metric_estimate
@@ -36,6 +39,13 @@ def test_wilson_matches_published_values():
     assert wilson_interval(0, 20)[0] == 0.0
     assert wilson_interval(20, 20)[1] == 1.0
     assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@given(st.data(), st.floats(1, 1e7), st.floats(0.1, 8))
+def test_wilson_matches_statsmodels(data, n, quantile):
+    successes = data.draw(st.floats(0, n))
+    expected = proportion_confint(successes, n, alpha=2 * stats.norm.sf(quantile), method="wilson")
+    assert wilson_interval(successes, n, quantile) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def _random_columns(generator: np.random.Generator, n: int) -> dict[str, np.ndarray]:
