@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from benchmarks.exchange.item_table import results_of
-from benchmarks.report.load_results import read_source, source_of_items
+from benchmarks.report.load_results import name_by_model, read_source, source_of_items
 from benchmarks.report.measures import difference_frame, score_frame
 from benchmarks.report.report import build_report
+from clips.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +41,21 @@ def compare(
         items: a line for each model, benchmark, metric and item, with the columns of docs/item-tables.md; or the path
             of such a table, of a directory of results, or of a study.
         more: further paths.
-        baseline: the model that the others are compared with. Without one, the models are compared with the best of
-            each metric.
-        pairs: ``all`` tests all pairs of models; by default that is done without a baseline.
+        baseline: the model that the others are compared with.
+        pairs: ``baseline`` tests the pairs with it (and with the best of each metric), and is the default if there is
+            one; ``all`` tests all pairs.
 
     Raises:
-        UserError: naming the row and the column, or the file.
+        UserError: naming the row and the column, or the file; paths after a frame; or ``pairs="baseline"`` without one.
     """
-    is_path = isinstance(items, str | Path)
-    source = read_source(items, *more) if is_path else source_of_items(results_of(items), Path("frame"))
+    if pairs == "baseline" and baseline is None:
+        raise UserError("pairs: 'baseline' needs the name of one, baseline=…")
+    if isinstance(items, str | Path):
+        source = read_source(items, *more)
+    elif more:
+        raise UserError(f"expected one frame, or paths alone, got a frame and {', '.join(map(str, more))}")
+    else:
+        source = name_by_model(source_of_items(results_of(items), Path("frame")))
     chosen = pairs or ("baseline" if baseline else "all")
     report = build_report(source, baseline=baseline, pairs=chosen)
     ids = report.source.model_ids

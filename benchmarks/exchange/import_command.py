@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.exchange import lmms_eval
-from benchmarks.exchange.imported import Imported
+from benchmarks.exchange.imported import Imported, tool_text
 from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.results import check_name, check_not_newer, read_fields, result_path, write_result
 from benchmarks.results.validation import check_fields, check_items
@@ -48,15 +48,19 @@ def run_import(config: ImportConfig) -> None:
             benchmark, or a result of this suite in their place. Nothing is written then.
     """
     imported: dict[tuple[str, str], Imported] = {}
+    origins: dict[tuple[str, str], Path] = {}
     for file in map(Path, config.files):
+        if file.is_dir():
+            raise UserError(f"{file}: expected files, got a directory; lmms-eval's are MODEL/DATE_results.json in it")
         if not file.is_file():
             raise UserError(f"{file}: no such file")
         if file.suffix not in {".json", *SUFFIXES}:
             raise UserError(f"{file}: expected lmms-eval's results, .json, or a table of items, .parquet or .csv")
-        for result, items, _seed in lmms_eval.read(file) if file.suffix == ".json" else read_item_tables([file]):
+        for result, items in lmms_eval.read(file) if file.suffix == ".json" else read_item_tables([file]):
+            of_seed = f"-s{result.model['seed']}" if "seed" in result.model else ""
             result = dataclasses.replace(
                 result,
-                model_name=config.model_name or result.model_name,
+                model_name=config.model_name + of_seed if config.model_name else result.model_name,
                 benchmark=config.benchmark or result.benchmark,
                 path=None,
             )
@@ -66,26 +70,28 @@ def run_import(config: ImportConfig) -> None:
                 )
             key = result.model_name, result.benchmark
             if key in imported:
-                other = imported[key].result.measured_elsewhere["file"]
-                raise UserError(f"{file}: expected one result of '{key[0]}' on '{key[1]}', but {other} has another")
-            imported[key] = Imported(result, items)
+                raise UserError(
+                    f"{file}: expected one result of '{key[0]}' on '{key[1]}', but {origins[key]} has another; "
+                    "import each file by itself, with its --model_name"
+                )
+            imported[key], origins[key] = Imported(result, items), file
             _check(file, imported[key], config.output)
     if not imported:
         raise UserError(f"{', '.join(config.files)}: expected at least one result, got none")
     writable_directory(config.output)
-    for result, items, _seed in imported.values():
+    for result, items in imported.values():
         origin, target = result.measured_elsewhere, result_path(config.output, result.model_name, result.benchmark)
         earlier = read_fields(target).measured_elsewhere if target.exists() else origin
         if earlier.get("sha256") != origin["sha256"]:
             log_info(f"{target}: replaces the import of {earlier.get('file')}")
         path = write_result(config.output, result, items)
         count = "without items" if items is None else f"{len(items)} items"
-        log_info(f"{path}: {origin['tool']}, version {origin['version']}, {count}, intervals: {origin['intervals']}")
+        log_info(f"{path}: by {tool_text(origin)}, {count}, intervals: {origin['intervals']}")
 
 
 def _check(file: Path, imported: Imported, output: str) -> None:
     """Reject a result that could not be read back, and one in the place of a result of this suite."""
-    result, items, _seed = imported
+    result, items = imported
     check_name(result.model_name, "model_name")
     check_name(result.benchmark, "benchmark")
     check_fields(result, file)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.protocol import Entries, fingerprint
-from benchmarks.results.result_types import Metric, Result
+from benchmarks.results.result_types import UNREAD, Metric, Result
 from benchmarks.results.results import is_of_name
 from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
@@ -32,7 +32,6 @@ class Imported(NamedTuple):
 
     result: Result
     items: pd.DataFrame | None = None
-    seed: int | None = None
 
 
 def make_imported(
@@ -40,6 +39,7 @@ def make_imported(
     *,
     tool: str,
     model: str,
+    seed: int | None = None,
     benchmark: str,
     benchmark_type: str,
     metrics: Mapping[str, Metric],
@@ -47,6 +47,7 @@ def make_imported(
     primary: Iterable[str] = (),
     version: str = NOT_STATED,
     items: pd.DataFrame | None = None,
+    contradicted: str = "",
     created: str = "",
 ) -> Imported:
     """A result of another tool.
@@ -58,6 +59,7 @@ def make_imported(
         file: the file with the numbers; None for a frame.
         tool: the name of the tool.
         model: the model's name in the file.
+        seed: of its training, if the file states it.
         benchmark: the column's name.
         benchmark_type: see `Result`.
         metrics: name → metric.
@@ -65,6 +67,7 @@ def make_imported(
         primary: the metrics of the main table; those without a number are omitted, and without any it is the first.
         version: of the tool.
         items: the items, if the tool stores any.
+        contradicted: how its numbers differ from its items.
         created: ISO time of the evaluation, if the file states it.
 
     Raises:
@@ -75,18 +78,19 @@ def make_imported(
     clustered = items is not None and items["image"].nunique() < len(items)
     own = "its items" if clustered else "its items, each counted as a different image"
     origins = {"printed": "the printed standard error", "stated": "the file", "none": ""}
-    intervals = filter(None, dict.fromkeys(origins.get(each.ci_method, own) for each in metrics.values()))
+    named = [metric for name, metric in metrics.items() if name != UNREAD]
+    intervals = filter(None, dict.fromkeys(origins.get(each.ci_method, own) for each in named))
     protocol = (
         {"task": benchmark}
         | settings
         | {"benchmark": benchmark, "measured_elsewhere": tool if version == NOT_STATED else f"{tool} {version}"}
     )
     result = Result(
-        model_name=safe_name(model),
+        model_name=safe_name(model) + ("" if seed is None else f"-s{seed}"),
         benchmark=safe_name(benchmark),
         benchmark_type=benchmark_type,
         status="ok",
-        model={"path": model},
+        model={"path": model} | ({} if seed is None else {"seed": str(seed)}),
         metrics=metrics,
         primary=tuple(dict.fromkeys(name for name in primary if name in metrics)) or tuple(metrics)[:1],
         protocol=protocol,
@@ -99,9 +103,18 @@ def make_imported(
             "file": file.name if file else "a frame",
             "sha256": file_hash(file) if file else "",
             "intervals": ", ".join(intervals) or "none",
+            **({"contradicted": contradicted} if contradicted else {}),
         },
     )
     return Imported(result, items)
+
+
+def tool_text(origin: Mapping[str, str]) -> str:
+    """``"lmms-eval, version 0.7.3"``, of a result's ``measured_elsewhere``."""
+    if origin.get("tool") == NOT_STATED:
+        return f"a tool not named in {origin.get('file')}"
+    version = origin.get("version")
+    return f"{origin.get('tool')}" + (f", version {version}" if version != NOT_STATED else "")
 
 
 def measured_metric(

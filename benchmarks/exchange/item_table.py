@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.exchange.imported import NOT_STATED, Imported, check_scale, make_imported, measured_metric, safe_name
 from benchmarks.results.formatting import join_with_and
-from benchmarks.results.result_types import CHANCE, Metric
+from benchmarks.results.result_types import CHANCE, IMAGE_HASH, Metric
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from benchmarks.tasks.registry import all_benchmarks
 from clips.errors import UserError, error_reason, unknown_name_error
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv")
 _SHOWN = 60  # characters of a cell in a message
+_PER_CENT = 100.0
+_ROUNDING = 1e-12
+_NOT_RATIOS = 5.0  # the smallest maximum of a judge's points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,14 @@ class Column:
         kind: of its values.
         meaning: for the documentation.
         constant_in: the columns in whose groups all its values are equal.
+        of_items: whether published numbers are left out of these groups.
         required: whether each line has a value, and the table the column.
     """
 
     kind: Literal["text", "number", "integer", "bool"]
     meaning: str
     constant_in: tuple[str, ...] = ()
+    of_items: bool = False
     required: bool = False
 
 
@@ -68,13 +73,19 @@ COLUMNS: Mapping[str, Column] = {
         meaning="how it was measured (harness, version, shots); models of different protocols are not tested",
         constant_in=_RESULT,
     ),
-    "chance": Column(kind="number", meaning="the item's expected score of a random guess"),
+    "chance": Column(
+        kind="number",
+        meaning="the item's expected score of a random guess",
+        constant_in=("benchmark", "metric", "item"),
+        of_items=True,
+    ),
     "higher_is_better": Column(kind="bool", meaning="by default true", constant_in=_METRIC),
     "scale": Column(
         kind="number",
-        meaning="1 if scores are ratios, 100 if they are per cent; by default 1 if all of the metric are from 0 to 1, "
-        "else they are points without a maximum",
-        constant_in=_METRIC,
+        meaning="the largest possible score: 1 for ratios, 100 for per cent, 10 for a judge's points; by default 1 if "
+        "all scores of the metric are from 0 to 1, else they are points without a maximum",
+        constant_in=("benchmark", "metric"),
+        of_items=True,
     ),
     "source": Column(
         kind="text", meaning="where the scores are from; a published number needs it", constant_in=_RESULT
@@ -250,12 +261,14 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
     _reject(table, mixed, "item: expected a name, as other lines of the metric have")
     for name, column in COLUMNS.items():
         if column.constant_in and not _is_empty(table[name]).all():
-            stated = table[name].where(~_is_empty(table[name]))
+            enters = ~(table["is_published"] & column.of_items)
+            stated = table[name].where(~_is_empty(table[name]) & enters)
             first = stated.groupby([table[key] for key in column.constant_in], dropna=False).transform("first")
             within = join_with_and([key for key in column.constant_in if key != "is_published"])
             wrong = (stated.notna() & (stated != first)).to_numpy()
             _reject(table, wrong, f"{name}: expected one value for each {within}, got two")
-            table[name] = first.fillna("") if column.kind == "text" else first
+            first = first.fillna("") if column.kind == "text" else first
+            table[name] = first.where(enters, table[name])
     has_seed = table["seed"].notna().groupby(table["model"]).transform("any")
     _reject(table, (has_seed & table["seed"].isna()).to_numpy(), "seed: expected one, as other lines of the model have")
     for kind in ("model", "benchmark"):
@@ -269,7 +282,20 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
                     (table[kind] == name).to_numpy(),
                     f"{kind}: expected a name with letters or digits{unlike}, got '{name:.{_SHOWN}}'",
                 )
+    _reject_equal_names(table)
     return table
+
+
+def _reject_equal_names(table: pd.DataFrame) -> None:
+    """Reject a model named as another one is with its seed, in a file or in the report."""
+    owners: dict[str, str] = {}
+    seeds = table["seed"].map(lambda seed: "" if math.isnan(seed) else f"{seed:.0f}")
+    for model, seed in dict.fromkeys(zip(table["model"], seeds, strict=True)):
+        with_seed = {f"{safe_name(model)}-s{seed}", f"{model} (seed {seed})"} if seed else set()
+        for name in {safe_name(model), model} | with_seed:
+            if owners.setdefault(name, model) != model:
+                message = f"model: expected a name unlike '{name:.{_SHOWN}}', that of another model and its seed"
+                _reject(table, (table["model"] == model).to_numpy(), message)
 
 
 # Results
@@ -279,18 +305,35 @@ def _results(table: pd.DataFrame, files: Mapping[str, Path | None]) -> list[Impo
     specs: dict[tuple[str, str], MetricSpec] = {}
     for (benchmark, metric), lines in table[~table["is_published"]].groupby(["benchmark", "metric"], sort=False):
         specs[benchmark, metric] = _spec_of_items(metric, lines)
-    return [_result(lines, specs, files) for _, lines in table.groupby([*_RESULT], dropna=False, sort=False)]
+    # the metrics of all models in one order: the first one is that of the categories and examples
+    metrics = list(table["metric"].unique())
+    by_result = table.groupby([*_RESULT], dropna=False, sort=False)
+    return [
+        _result(lines.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable"), specs, files)
+        for _, lines in by_result
+    ]
 
 
 def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
-    """The metric of all models' items: a ratio, or points."""
-    scores, stated = lines["score"].to_numpy(), lines["scale"].dropna()
-    _reject(lines, (lines["scale"].notna() & ~lines["scale"].isin([1, 100])).to_numpy(), "scale: expected 1 or 100")
-    scale = float(stated.iloc[0]) if len(stated) else 1.0
-    outside = (scores < 0) | (scores > scale)
-    is_ratio = not outside.any()
-    if len(stated):
+    """The metric of all models' items: a ratio, or points.
+
+    Models in different scales would differ significantly: so one whose scores reach at most 1 is rejected beside one
+    whose scores reach 5, unless the scale is stated.
+    """
+    scores, is_stated, scale = lines["score"].to_numpy(), lines["scale"].notna().any(), _scale(lines)
+    _reject(lines, (lines["scale"] <= 0).to_numpy(), "scale: expected a number above 0")
+    outside = (scores < -_ROUNDING * scale) | (scores > scale * (1 + _ROUNDING))
+    largest = lines.groupby("model")["score"].transform("max").to_numpy()
+    likely_ratios = (largest > 0) & (largest <= 1) & (scores.min() >= 0)
+    if is_stated:
         _reject(lines, outside, f"score: expected 0 to {scale:g}, as the scale is {scale:g}")
+        if scale == _PER_CENT:
+            _reject(lines, likely_ratios, "score: expected per cent, as the scale is 100; the model's reach at most 1")
+    elif largest.max() >= _NOT_RATIOS:
+        other = lines["model"].iloc[int(largest.argmax())]
+        reach = f"at most 1, those of '{other:.{_SHOWN}}' {largest.max():g}"
+        _reject(lines, likely_ratios, f"score: the model's reach {reach}: expected one scale, or the column scale")
+    is_ratio = not outside.any() and scale in {1, _PER_CENT}
     directions = lines["higher_is_better"].dropna()
     return MetricSpec(
         label=metric.replace("_", " "),
@@ -298,7 +341,7 @@ def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
         columns=(f"score {metric}",),  # unlike any other column of items
         scale=100.0 if is_ratio else 1.0,
         higher_is_better=bool(directions.iloc[0]) if len(directions) else True,
-        most=1.0 if is_ratio else math.inf,
+        most=1.0 if is_ratio else scale if is_stated else math.inf,
     )
 
 
@@ -319,14 +362,15 @@ def _result(
         assert items is not None
         known = {}
         if of_metric["chance"].notna().all():
-            chance = of_metric.set_index("item")["chance"].reindex(items["item"]).to_numpy() / _divisor(of_metric)
+            chance = of_metric.set_index("item")["chance"].reindex(items["item"]).to_numpy() / _divisor(of_metric, spec)
             known = {CHANCE: {spec.columns[0]: chance}}
         metrics[metric] = compute_metric(items, spec, None, known)
     protocol, tool = (lines[name].iloc[0] for name in ("protocol", "source"))  # the same in all lines of a result
     imported = make_imported(
         files[file],
         tool=tool or NOT_STATED,
-        model=model if math.isnan(seed) else f"{model}-s{seed:.0f}",
+        model=model,
+        seed=None if math.isnan(seed) else int(seed),
         benchmark=benchmark,
         benchmark_type=_benchmark_type(benchmark, metrics),
         metrics=metrics,
@@ -336,22 +380,31 @@ def _result(
     )
     result = imported.result
     path = Path(file, result.model_name, f"{result.benchmark}.json")
-    in_memory = dataclasses.replace(
-        result, model={"path": model}, path=path, items=None if items is None else Path(file).name, frame=items
-    )
-    return Imported(in_memory, items, None if math.isnan(seed) else int(seed))
+    in_memory = dataclasses.replace(result, path=path, items=None if items is None else Path(file).name, frame=items)
+    return Imported(in_memory, items)
 
 
-def _divisor(lines: pd.DataFrame) -> float:
+def _scale(lines: pd.DataFrame) -> float:
     stated = lines["scale"].dropna()
     return float(stated.iloc[0]) if len(stated) else 1.0
 
 
+def _divisor(lines: pd.DataFrame, spec: MetricSpec) -> float:
+    """Of the scores as written: a result has ratios from 0 to 1."""
+    return _scale(lines) if spec.most == 1 else 1.0
+
+
 def _items(lines: pd.DataFrame, specs: Mapping[tuple[str, str], MetricSpec]) -> pd.DataFrame:
     """The items of a result, with a column for each metric."""
+    import pandas as pd
+
     first = lines.drop_duplicates("item").set_index("item", drop=False)
     items = first[["item"]].copy()
-    items["image"] = first["image"].where(first["image"] != "", first["item"])
+    alone = "" if (first["image"] == "").all() else "item "
+    while first["image"].isin(alone + first["item"]).any():
+        alone += "item "
+    items["image"] = first["image"].where(first["image"] != "", alone + first["item"])
+    items[IMAGE_HASH] = pd.Series(None, items.index, dtype=object)  # whose images other benchmarks share is not known
     items["direction"] = ""
     for name in ("category", "question", "prediction", "target"):
         items[name] = first[name]
@@ -359,10 +412,11 @@ def _items(lines: pd.DataFrame, specs: Mapping[tuple[str, str], MetricSpec]) -> 
     items["thumbnail"] = None
     for place, (metric, of_metric) in enumerate(lines.groupby("metric", sort=False)):
         spec = specs[of_metric["benchmark"].iloc[0], metric]
-        scores = of_metric.set_index("item")["score"].reindex(items.index) / _divisor(of_metric)
+        scores = of_metric.set_index("item")["score"].reindex(items.index) / _divisor(of_metric, spec)
+        scores = scores if spec.most == math.inf else scores.clip(0.0, spec.most)  # of rounding errors
         items[spec.columns[0]] = scores
         if place == 0:
-            items["score"] = scores if spec.higher_is_better else -scores
+            items["score"] = scores
     return items.reset_index(drop=True)
 
 
@@ -375,7 +429,11 @@ def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
     if scale <= 0:
         raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
     is_stated = not math.isnan(line["scale"])
-    if is_stated and line["scale"] == spec.most == 100:  # per cent of a metric in points of 100
+    if of_items is not None and is_stated and math.isinf(spec.most):
+        raise UserError(f"{where}: scale: expected that of the metric's items stated, too, got none of them")
+    if of_items is not None and line["higher_is_better"] == (not spec.higher_is_better):
+        raise UserError(f"{where}: higher_is_better: expected that of the metric's items, {spec.higher_is_better}")
+    if is_stated and line["scale"] == spec.most != 1:  # points are stored as they are
         scale = spec.scale
     value, n = line["score"] / scale, 0 if math.isnan(line["n"]) else int(line["n"])
     if of_items is None or math.isfinite(spec.most):  # points of the table's own items have no known range

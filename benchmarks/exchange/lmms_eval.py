@@ -116,7 +116,7 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         name: measured_metric(reader.metrics[name], value, items=items, n=count, standard_error=errors.get(name))
         for name, value in values.items()
     }
-    contradicted = []
+    contradicted = dict[str, str]()
     means = {
         each["metric"]: each.get("aggregation")
         for each in metric_list
@@ -128,17 +128,15 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         is_known = name not in unlisted or means.get(name) == "mean"  # the formula
         if items is not None and is_known and spec.aggregation and has_values(items, spec) and not agrees:
             own = aggregate(spec.aggregation, columns_of(items, spec.columns), spec.columns)
-            contradicted.append(f"{name} {value:g}, of its samples {own:g}")
+            contradicted[name] = f"{name} is {value:g}, but {own:g} by its samples"
     if contradicted:
-        log_info(
-            f"{file}: {task}: {len(contradicted)} of {len(values)} numbers differ from their samples', and have "
-            f"no interval: {'; '.join(contradicted)}"
-        )
+        log_info(f"{file}: {task}: {'; '.join(contradicted.values())}: imported without an interval")
     if items is not None and all(metrics[name].aggregation for name in values if name not in unlisted):
         extra = {name: spec for name, spec in reader.extra.items() if has_values(items, spec)}
         metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
     if items is not None and run.configs[task].get("output_type", "generate_until") == "generate_until":
-        unread = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
+        named = {name: spec for name, spec in {**reader.metrics, **reader.extra}.items() if name not in contradicted}
+        unread = add_unread(items, samples, named, reader.primary)
         metrics |= {
             name: measured_metric(spec, None, items=items) for name, spec in unread.items() if has_values(items, spec)
         }
@@ -164,6 +162,7 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         primary=primary or [name for name in reader.metrics if name in metrics],
         settings=_settings(run, task) | _filter_entry({name: filters[name] for name in values}),
         items=items,
+        contradicted="; ".join(contradicted.values()),
         created=created,
     )
 

@@ -195,8 +195,9 @@ class _Tests:
         not_tested = f"; not tested on {_titles(self.untested)}" if self.untested else ""
         if not self.better and not self.worse and not self.uncredited:
             where = f"any of {len(self.cells)} metrics" if len(self.cells) > 1 else _titles(self.cells)
-            cell, first = next(iter(self.deltas.items()))  # which no cell shows without a baseline
-            size = "" if cell.delta else f" ({first.number} [{first.interval}] on {cell.column.title})"
+            cell, first = next(iter(self.deltas.items()))
+            on = f" on {cell.column.title}" if len(self.cells) > 1 else ""
+            size = f" ({first.number} [{first.interval}]{on})"
             return f"{row} and {baseline} do not differ significantly on {where}{size}{not_tested}."
         parts = []
         if self.better:

@@ -294,8 +294,7 @@ def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
         own = table.cells(column)[place]
         sign = 1 if column.higher_is_better else -1
         gaps = [
-            # a mean over seeds has a rounding error, which must not decide between equal models
-            (sign * round((other.value or 0.0) - (own.value or 0.0), 9), table.differs(own, other) is True)
+            (sign * (other.compared_value - own.compared_value), table.differs(own, other) is True)
             for other in table.cells(column)
             if other is not own
         ]

@@ -50,14 +50,17 @@ def category_tables(source: ReportSource, items: ItemScores) -> list[Table]:
 def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> Table | None:
     """The table of a benchmark's categories, a row for each seed; None without categories, or with too many.
 
-    Its models are those in the main protocol whose first primary metric can be computed on a part of the items.
+    Its models are those in the main protocol whose first primary metric can be computed on a part of the items; it is
+    that of the first model.
     """
+    primary = next((name for result in source.results(benchmark).values() for name in result.primary), "")
     results = {
         row: result
         for row, result in source.results(benchmark).items()
         if result.items is not None
-        and (first := result.metrics.get(next(iter(result.primary), ""))) is not None
-        and first.aggregation is not None
+        and next(iter(result.primary), "") == primary
+        and (metric := result.metrics.get(primary)) is not None
+        and metric.aggregation is not None
     }
     groups = source.protocol_groups(results)
     tables = {row: table for row, result in results.items()

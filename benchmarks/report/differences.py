@@ -161,8 +161,7 @@ def _ranked_sets(table: Table) -> Iterator[list[Group]]:
         sign = -1 if column.higher_is_better else 1
         for group in _protocols(table.cells(column)) if column.ranked else ():
             sets: list[Group] = []
-            # a mean over equal seeds has a rounding error, which must not decide between equal models
-            for cell in sorted(group, key=lambda cell: sign * round(cell.value or 0.0, 9)):
+            for cell in sorted(group, key=lambda cell: sign * cell.compared_value):
                 own = next((each for each in sets if comparable(cell.evidence, each[0].evidence)), None)
                 sets.append([cell]) if own is None else own.append(cell)
             yield sets

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.exchange.imported import NOT_STATED, Imported
+from benchmarks.exchange.imported import Imported, tool_text
 from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.formatting import join_or_count, join_with_and
 from benchmarks.results.protocol import ranking_keys
@@ -116,7 +116,7 @@ class ReportSource:
     def is_trained(self, row: str, result: Result) -> bool:
         """Whether the study trained the model of a row's result, whose directory may have another name since."""
         record = next(each for each in self.rows if each.name == row)
-        if result.frame is not None:  # of a table, which states seeds of trainings only
+        if result.frame is not None or "seed" in result.model:  # a table states seeds of trainings only
             return record.seed is not None
         return ("llava" if measures_llava(result) else "encoder") in record.artifacts
 
@@ -161,12 +161,12 @@ def read_source(*paths: str | Path, baseline: str | None = None) -> ReportSource
         elif path.suffix in SUFFIXES:
             tables.append(path)
         elif path.is_file():
-            raise UserError(f"{path}: expected a directory, or a table of items, .parquet or .csv")
+            raise UserError(f"{path}: expected a directory, or a table of items, {' or '.join(SUFFIXES)}")
         else:
-            raise UserError(f"{path}: no such directory")
+            raise UserError(f"{path}: no such file or directory")
     if tables:
         sources.append(source_of_items(read_item_tables(tables), tables[0]))
-    source = _join(sources)
+    source = name_by_model(_join(sources))
     return with_baseline(source, baseline) if baseline else source
 
 
@@ -174,9 +174,8 @@ def source_of_items(results: Sequence[Imported], path: Path) -> ReportSource:
     """The input of a report whose results are in memory, of the table ``path``; the seeds of a model make one row."""
     rows = dict[str, RowRecord]()
     outcomes = dict[tuple[str, str], Result | MissingValue]()
-    for result, _, seed in results:
-        model = result.model["path"]
-        row = RowRecord(name=model if seed is None else f"{model} (seed {seed})", encoder=model, seed=seed)
+    for result, _ in results:
+        row = _plain_row(result, result.model["path"])
         rows[row.name] = row
         outcomes[row.name, result.benchmark] = result
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark in outcomes))
@@ -191,6 +190,26 @@ def source_of_items(results: Sequence[Imported], path: Path) -> ReportSource:
         steps=(),
         study=None,
         directory=path.parent,
+    )
+
+
+def _plain_row(result: Result, model: str) -> RowRecord:
+    """The row of a result outside of a study; a table may state its model's seed."""
+    seed = result.model.get("seed")
+    if seed is None:
+        return RowRecord(name=model, encoder=model)
+    return RowRecord(name=f"{model} (seed {seed})", encoder=model, seed=int(seed))
+
+
+def name_by_model(source: ReportSource) -> ReportSource:
+    """The source with its rows named without their seeds, if no model has several and it is no study."""
+    names = {row.name: row.model for row in source.rows}
+    if source.study is not None or len({*names.values()}) < len(names):
+        return source
+    return dataclasses.replace(
+        source,
+        rows=tuple(dataclasses.replace(row, name=row.model) for row in source.rows),
+        outcomes={(names[row], benchmark): outcome for (row, benchmark), outcome in source.outcomes.items()},
     )
 
 
@@ -211,6 +230,10 @@ def _join(sources: Sequence[ReportSource]) -> ReportSource:
                 reject_duplicates((*key, result.path) for result in (earlier, outcome))
             if not isinstance(earlier, Result):
                 outcomes[key] = outcome
+    seeds = {(row.model, row.seed is None): row for row in rows.values()}
+    for model, is_none in seeds:
+        if is_none and (model, False) in seeds:
+            raise UserError(f"expected the seed of each result of '{model}', as '{seeds[model, False].name}' has one")
     benchmarks = dict.fromkeys(name for source in sources for name in source.benchmarks)
     nothing = MissingValue(kind="missing", reason="no result")
     return dataclasses.replace(
@@ -380,12 +403,7 @@ def missing_reason(reason: str) -> MissingValue:
 
 def measuring_tool(result: Result) -> str:
     """``"lmms-eval, version 0.7.3"``; empty for this suite."""
-    if not (origin := result.measured_elsewhere):
-        return ""
-    if origin.get("tool") == NOT_STATED:
-        return f"a tool that {origin.get('file')} does not state"
-    version = origin.get("version")
-    return f"{origin.get('tool')}" + (f", version {version}" if version != NOT_STATED else "")
+    return tool_text(result.measured_elsewhere) if result.measured_elsewhere else ""
 
 
 def measures_llava(result: Result) -> bool:
@@ -396,39 +414,43 @@ def measures_llava(result: Result) -> bool:
 def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
     loaded: list[tuple[str, str, Result | MissingValue]] = []
+    rows = dict[str, RowRecord]()
     for file in files:
         try:
             result = read_result(file)
-            loaded.append((result.model_name, result.benchmark, result))
+            row = _plain_row(result, result.model_name.removesuffix(f"-s{result.model.get('seed')}"))
+            loaded.append((row.name, result.benchmark, result))
         except UserError as error:
-            loaded.append((file.parent.name, file.stem, _invalid(file, error)))
-    reject_duplicates((row, benchmark, file) for (row, benchmark, _), file in zip(loaded, files, strict=True))
+            row = RowRecord(name=file.parent.name, encoder=file.parent.name)
+            loaded.append((row.name, file.stem, _invalid(file, error)))
+        rows.setdefault(row.name, row)
+    reject_duplicates((name, benchmark, file) for (name, benchmark, _), file in zip(loaded, files, strict=True))
     if not any(isinstance(outcome, Result) for _, _, outcome in loaded):
         invalid = next((f"; {outcome.reason}" for _, _, outcome in loaded if isinstance(outcome, MissingValue)), "")
         raise UserError(
-            f"{root}: expected study.json or result files (<model>/<benchmark>.json), found neither{invalid}"
+            f"{root}: expected study.json or result files (<model>/<benchmark>.json), found neither{invalid}; "
+            "docs/item-tables.md says how to read other harnesses' scores"
         )
-    names = list(dict.fromkeys(row for row, _, _ in loaded))
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in loaded))
     kinds: dict[tuple[str, str], set[bool]] = {}  # whether a row's, and a benchmark's, results are of LLaVAs
-    for row, benchmark, outcome in loaded:
+    for name, benchmark, outcome in loaded:
         # A failed result and a published one do not tell it: they lack a protocol.
         if isinstance(outcome, Result) and outcome.status == "ok" and not outcome.measured_elsewhere:
-            kinds.setdefault(("row", row), set()).add(measures_llava(outcome))
+            kinds.setdefault(("row", name), set()).add(measures_llava(outcome))
             kinds.setdefault(("benchmark", benchmark), set()).add(measures_llava(outcome))
     outcomes: dict[tuple[str, str], Result | MissingValue] = {}
     rows_are_both = any(len(sorts) > 1 for (what, _), sorts in kinds.items() if what == "row")
-    for row, benchmark in itertools.product(names, benchmarks):
-        measured, needed = kinds.get(("row", row), set()), kinds.get(("benchmark", benchmark), set())
+    for name, benchmark in itertools.product(rows, benchmarks):
+        measured, needed = kinds.get(("row", name), set()), kinds.get(("benchmark", benchmark), set())
         # Of an encoder and a LLaVA in one directory, each lacks the other's benchmarks by nature, unless rows are both.
         by_nature = len(measured) == len(needed) == 1 and measured != needed and not rows_are_both
-        outcomes[row, benchmark] = (
+        outcomes[name, benchmark] = (
             MissingValue(kind="not applicable", reason=OTHER_KIND)
             if by_nature
             else MissingValue(kind="missing", reason="no result file")
         )
-    for row, benchmark, outcome in loaded:
-        outcomes[row, benchmark] = _complete_or_missing(outcome, root) if isinstance(outcome, Result) else outcome
+    for name, benchmark, outcome in loaded:
+        outcomes[name, benchmark] = _complete_or_missing(outcome, root) if isinstance(outcome, Result) else outcome
     results = [outcome for *_, outcome in loaded if isinstance(outcome, Result)]
     stale, by_reason = stale_results(results), dict[str, list[str]]()  # the directory may be that of a study
     for result in results:
@@ -438,7 +460,7 @@ def _plain_source(root: Path) -> ReportSource:
         title=root.resolve().name,
         question="",
         notes=tuple(f"Out of date: {join_or_count(each, 'results')}: {why}." for why, each in by_reason.items()),
-        rows=tuple(RowRecord(name=name, encoder=name) for name in names),
+        rows=tuple(rows.values()),
         benchmarks=benchmarks,
         outcomes=outcomes,
         steps=(),

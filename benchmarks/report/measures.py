@@ -125,7 +125,7 @@ MEASURES: tuple[Measure | Callable[[Table], Iterator[Measure]], ...] = (
     Measure(name="significant", value=_of_delta(lambda delta: delta.significant), dtype="boolean"),
     Measure(name="min_detectable_difference", value=_of_delta(lambda delta: finite_or_none(delta.min_detectable))),
     Measure(name="mark", value=lambda cell: cell.mark or None),
-    Measure(name="scale", value=lambda cell: cell.column.scale),
+    Measure(name="display_factor", value=lambda cell: cell.column.scale),
     Measure(name="higher_is_better", value=lambda cell: cell.column.higher_is_better),
     Measure(name="protocol_group", value=lambda cell: cell.group),
     Measure(name="missing", value=lambda cell: cell.missing and f"{cell.missing.kind}: {cell.missing.reason}"),
@@ -184,7 +184,7 @@ def render_wide(report: Report) -> str:
     frame = score_frame(report.table, report.source.model_ids)
     of_models, of_columns = (
         ["model", "model_name", "group"],
-        {"benchmark", "benchmark_name", "metric", "label", "scale"},
+        {"benchmark", "benchmark_name", "metric", "label", "display_factor"},
     )
     of_input = {"resolution", "tokens"}  # the same for all metrics of a benchmark
     fields = [name for name in frame if name not in {*of_models, *of_columns, *of_input}]

@@ -91,7 +91,7 @@ KINDS: Mapping[str, Kind] = {
     "study": Kind(title="Of the study", is_caveat=True),
     "contradiction": Kind(
         title="Contradictions",
-        brief="Numbers of the same answers contradict each other, for {count} pair{s} of models.",
+        brief="Numbers contradict the answers that they are from: {count} case{s}.",
     ),
     "training": Kind(
         title="Training settings",
@@ -225,9 +225,9 @@ def mark_legend(table: Table, style: MarkStyle) -> Iterator[str]:
         pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
         corrected = f"the p-values of all {table.comparisons} tests ({pairs}) Holm-corrected together"
         if table.comparisons == 1:
-            corrected = "of which there is one, so that its p-value needs no correction"
+            corrected = "one test, whose p-value needs no correction"
         yield (
-            f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, {corrected}"
+            f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}: {corrected}"
             f"{f'; {signs}' if signs else ''}."
         )
 
@@ -244,6 +244,19 @@ def variance_sources(table: Table) -> str:
     """What the intervals and tests of a table are over."""
     with_seeds = any(cell.seed_variance == "included" for cell in table.scores)
     return sampled(table) + " and seeds" * with_seeds
+
+
+def items_apart(first: Scores, second: Scores) -> str:
+    """``"lacks 3 of 200 items, '17' for example"``: how a model's items differ from those of another one."""
+    one, other = first.scored_items, second.scored_items
+    lacking, more = sorted(one - other), sorted(other - one)
+    names = [key.partition("\n")[0] for key in (*lacking, *more)]
+    parts = [f"lacks {len(lacking):,} of {len(one):,} items"] * bool(lacking) + [f"has {len(more):,} more"] * bool(more)
+    if len({*names}) < len(names):  # an item's name and image make its key
+        parts = [f"has other images for {len(lacking):,} of {len(one):,} items"]
+    if not names:
+        return "lacks other values"
+    return f"{' and '.join(parts)}, '{strip_control_chars(names[0], MAX_TEXT_CHARS)}' for example"
 
 
 def sampled(table: Table) -> str:
@@ -277,8 +290,8 @@ def _about_intervals(table: Table) -> Iterator[Note]:
     if "included" in kinds:
         lines.append(
             f"The 95 % intervals of trained models include the variance over the benchmark's {sampled(table)} and the "
-            "seed variance, half a model's own and half that of all trained models of a column, or only its own if "
-            "that is larger by an F test at 10 %."
+            "seed variance. This is the mean of the model's own and of that of all trained models of the column, or "
+            "its own alone if that is larger by an F test at 10 %."
         )
         if "none" in kinds:
             lines.append(f"A pretrained model is evaluated once, and its interval is over {sampled(table)} only.")
@@ -327,11 +340,12 @@ def _about_intervals(table: Table) -> Iterator[Note]:
     for sets in table.other_items:
         title, known = sets[0][0].column.title, [cells for cells in sets if cells[0].evidence is not None]
         if len(known) > 1:
-            names = "; ".join(join_row_names(cell.row for cell in cells) for cells in known)
-            text = (
-                f"{title}: the models have scores for different items, and only those with the same ones are tested "
-                f"against each other: {names}."
-            )
+            evidence = [scores for cells in known if (scores := cells[0].evidence) is not None]
+            most = max(evidence, key=lambda scores: len(scores.scored_items))
+            apart = ["" if each is most else f" ({items_apart(most, each)})" for each in evidence]
+            rows = [join_row_names(cell.row for cell in cells) for cells in known]
+            names = "; ".join(f"{text}{differing}" for text, differing in zip(rows, apart, strict=True))
+            text = f"{title}: models are tested against each other if they have scores for the same items: {names}."
             yield Note(kind="untested", text=text, count=sum(map(len, known[1:])))
         if unknown := [cell.row for cells in sets for cell in cells if cell.evidence is None]:
             unknown_on.setdefault(join_row_names(sorted(unknown, key=order.index)), []).append(title)
@@ -457,12 +471,12 @@ def _about_another_seed(table: Table) -> Iterator[Note]:
             more = (components.min_detectable(count) / now for count in (seeds + 1, math.inf))
             another, limit = (f"{100 * max(0.0, 1 - ratio):.0f} %" for ratio in more)
             # a variance over images that is estimated as zero gives no limit
-            at_most = f" (at most {limit})" if limit != "100 %" else ""
+            at_most = f" (any number of seeds by {limit})" if limit != "100 %" else ""
             shrinks.setdefault(column.benchmark, f"{another}{at_most} on {column.title}")
     if shrinks:
         text = (
-            "Another seed or stop? Another seed of every model (at most: any number of seeds) reduces the minimum "
-            f"detectable difference by {join_with_and([*shrinks.values()])}."
+            "Another seed or stop? One more seed of every model reduces the minimum detectable difference by "
+            f"{join_with_and([*shrinks.values()])}."
         )
         yield Note(kind="power", text=text)
 
@@ -617,6 +631,8 @@ def _about_imports(source: ReportSource) -> Iterator[Note]:
                 tool = strip_control_chars(measuring_tool(result), MAX_TEXT_CHARS)
                 text = f"by {tool} (intervals: {origin.get('intervals')})"
                 by_tool.setdefault(text, []).append(f"{row} on {benchmark}")
+            if wrong := origin.get("contradicted"):
+                yield Note(kind="contradiction", text=f"{row} on {benchmark} contradicts its own samples: {wrong}.")
     parts = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
     if parts:
         sentence = "They are tested only against results of the same protocol with exactly the same items."

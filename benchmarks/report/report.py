@@ -83,7 +83,8 @@ class Selection:
                 primary = [key for result in results for key in result.primary if key in result.metrics]
                 keys |= dict.fromkeys((benchmark, key) for key in primary or [""])
                 continue
-            chosen = [key for key, label in labels.items() if metric == key or metric.casefold() == label.casefold()]
+            chosen = [key for key, label in labels.items() if metric.casefold() == label.casefold()]
+            chosen = [metric] if metric in labels else sorted(chosen, key=lambda key: labels[key] != metric)
             if not labels:
                 raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
             if not chosen:

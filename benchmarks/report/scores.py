@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Literal
 
 from benchmarks.report.load_results import MissingValue, ReportSource, measures_llava, measuring_tool, missing_reason
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.table import Cell, Column, Sampled, Table
 from benchmarks.results.baselines import WITHOUT_IMAGE
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, TrainingNoise, training_noise
@@ -92,7 +91,12 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
     first, measured = metrics[0], source.results_with_metric(benchmark, name)
     groups = source.protocol_groups(measured)
     of_main = {row: result.metrics[name] for row, result in measured.items() if groups[row] == 0}
-    counts = [(metric.n, item_count_text(measured[row], metric)) for row, metric in of_main.items()]
+    published = {
+        row: metric
+        for row, result in measured.items()
+        if result.measured_elsewhere and result.items is None and (metric := result.metrics[name]).n
+    }
+    counts = [(metric.n, item_count_text(measured[row], metric)) for row, metric in (of_main | published).items()]
     smallest, largest = min(counts), max(counts)
     levels: dict[str, list[float]] = {}
     for metric in of_main.values():
@@ -116,9 +120,12 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
     )
 
 
-def _sampled(results: Iterable[Result]) -> Literal["images", "items"]:
-    frames = [result.frame for result in results if result.frame is not None]  # of tables, which may know no images
-    return "items" if frames and all((frame["image"] == frame["item"]).all() for frame in frames) else "images"
+def _sampled(results: Iterable[Result]) -> Sampled:
+    """Of this suite's benchmarks images; a table may know none, and what it calls one may be a task or a document."""
+    of_tables = [metric for each in results if each.measured_elsewhere for metric in each.metrics.values() if metric.n]
+    if not of_tables or len(of_tables) < sum(len(each.metrics) for each in results):
+        return "images"
+    return "items" if all(metric.clusters == metric.n for metric in of_tables) else "clusters of items"
 
 
 def _seed_cells(source: ReportSource, column: Column) -> list[Cell]:

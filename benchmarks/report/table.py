@@ -46,6 +46,7 @@ cover the truth, where images add nothing (``scripts/check_statistics.py --part 
 Place = tuple[str, "Column"]
 """The row and the column of a cell."""
 Pair = frozenset[Place]
+Sampled = Literal["images", "items", "clusters of items"]
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 
 
@@ -65,7 +66,7 @@ class Column:
         of_llava: whether LLaVAs are scored, not encoders alone.
         items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
         is_category: whether it is about the items of one category, in the first primary metric.
-        sampled: what its intervals and tests are over: ``"images"``, or ``"items"`` if no two show the same image.
+        sampled: what its intervals and tests are over.
         has_foreign: whether some of the report's results are by other tools than the rest, and are marked.
     """
 
@@ -80,7 +81,7 @@ class Column:
     of_llava: bool = False
     items: str = ""
     is_category: bool = False
-    sampled: Literal["images", "items"] = "images"
+    sampled: Sampled = "images"
     has_foreign: bool = False
 
     @property
@@ -290,6 +291,11 @@ class Cell:
         if not self.gains or not self.column.ranked:
             return None
         return all(gain.credits for gain in self.gains.values())
+
+    @property
+    def compared_value(self) -> float:
+        """The value in units of the column's largest one, rounded: a mean over equal seeds has a rounding error."""
+        return round((self.value or 0.0) / (self.column.largest or 1.0), 11)
 
     @property
     def above_chance(self) -> bool | None:

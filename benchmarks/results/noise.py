@@ -80,6 +80,11 @@ class Scores:
         return len(self.values)
 
     @property
+    def scored_items(self) -> set[str]:
+        """The names of the items that have a value in each column of the metric."""
+        return {*self.items[~self.missing.any(axis=1)]} if self.missing.size else {*self.items}
+
+    @property
     def value(self) -> float:
         """Mean over seeds."""
         return float(self.values.mean())

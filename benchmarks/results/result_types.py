@@ -35,6 +35,7 @@ ITEM_COLUMNS: dict[str, str] = {
     "score": "the item's contribution to the first primary metric, higher is better; NaN if none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each image; null elsewhere",
 }
+RAW_ANSWER = "raw_answer"  # of LLaVAs, if a task's filter or white space made ``prediction`` another text
 IMAGE_HASH = "image_hash"  # of encoders' benchmarks: hash of the image's file, by which benchmarks share images
 BLOCKER = "blocker"  # of retrieval: the image without which a missed query would be a hit at rank 1; null if none is
 
@@ -95,7 +96,7 @@ class Result:
         benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"choice"`` or ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         failure_reason: the error in one line.
-        model: ``{"path": …, "hash": …}``.
+        model: ``{"path": …, "hash": …}``; of a table that states the seeds of trainings, the ``seed``, too.
         metrics: name → metric; empty if it failed.
         primary: the metrics of the main table, in order.
         missing_metrics: usual metrics of this benchmark that are absent → reason.

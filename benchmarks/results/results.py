@@ -23,7 +23,7 @@ from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import CHANCE as CHANCE
 from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
 from benchmarks.results.result_types import MAX_UNREAD as MAX_UNREAD
-from benchmarks.results.result_types import SCHEMA, Result
+from benchmarks.results.result_types import RAW_ANSWER, SCHEMA, Result
 from benchmarks.results.result_types import UNREAD as UNREAD
 from benchmarks.results.result_types import UNREAD_WRONG as UNREAD_WRONG
 from benchmarks.results.result_types import WITH_ALL_NUMBERS as WITH_ALL_NUMBERS
@@ -40,7 +40,7 @@ from clips.typed_data import from_plain, to_plain
 if TYPE_CHECKING:
     import pandas as pd
 
-_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
+_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", RAW_ANSWER})
 _IN_MEMORY = frozenset({"path", "frame"})  # fields that are set when a result is read
 _MAX_NAME_BYTES = 200
 _WITH_BLIND_SCORES = 6  # the last schema with them

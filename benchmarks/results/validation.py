@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ def _wrong_fields(result: Result) -> Iterator[str]:
     for name, number in numbers.items():
         if not abs(number) < _LARGEST:
             yield f"{name}: expected a finite number, got {number!r:.60}"
+    if not re.fullmatch(r"-?\d{1,18}", seed := result.model.get("seed", "0")):
+        yield f"model.seed: expected an integer, got '{seed:.60}'"
     for name, value in result.protocol.items():
         if not isinstance(value, str | int | float | bool | None):
             yield f"protocol.{name}: expected a plain value, got {json.dumps(value):.60}"

@@ -196,7 +196,7 @@ def test_of_several_answer_filters_the_first_is_imported_as_its_own_protocol(tmp
     other = run(tmp_path / "b/1_results.json", output=tmp_path / "s")["t"]
     said = capsys.readouterr().err
     assert "4 samples of the answer filter 'flexible' are not used" in said
-    assert "t: 1 of 1 numbers differ from their samples', and have no interval: acc 0.5, of its samples 0" in said
+    assert "t: acc is 0.5, but 0 by its samples: imported without an interval" in said
     assert read_items(other)["score"].tolist() == [0.0] * 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,13 @@ from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.cli import main
 from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.exchange.item_table import document_columns, results_of
+from benchmarks.report.categories import category_tables
+from benchmarks.report.examples import answer_galleries
 from benchmarks.report.load_results import read_source, source_of_items
 from benchmarks.report.measures import score_frame
-from benchmarks.report.report import build_report
+from benchmarks.report.report import Selection, build_report
 from benchmarks.report.text_table import render_markdown
+from benchmarks.results.item_scores import ItemScores
 from clips.errors import UserError
 
 NUMBERS = ["model", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "delta", "p_value", "p_adjusted"]
@@ -47,7 +51,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     """Lines of some models, seeds, benchmarks and metrics, in any order, with and without the optional columns."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     lines = []
-    seeds = draw(st.sampled_from([[None], [0, 1], [3, 5, 7]]))
+    seeds = draw(st.sampled_from([[None], [4], [0, 1], [3, 5, 7]]))
     for benchmark in draw(st.sampled_from([["quiz"], ["quiz", "exam"]])):
         count, shared = draw(st.integers(3, 30)), draw(st.integers(1, 3))
         metrics = draw(st.sampled_from([["score"], ["accuracy", "loss"], ["item", "per cent"]]))
@@ -62,6 +66,9 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
                      "scale": 100 if metric == "per cent" else None, "chance": None if metric == "loss" else 0.25,
                      "higher_is_better": metric != "loss", "protocol": "3 shots", "prediction": "yes"}
                 )  # fmt: skip
+    every = itertools.product(("a/b", "clip"), seeds, ("exam",))
+    lacking = draw(st.sets(st.sampled_from([*every]), max_size=2))  # of the second benchmark
+    lines = [line for line in lines if (line["model"], line["seed"], line["benchmark"]) not in lacking]
     table = pd.DataFrame(lines).sample(frac=1, random_state=int(random.integers(2**31)), ignore_index=True)
     if seeds == [None] or draw(st.booleans()):
         left_out = draw(st.sets(st.sampled_from(["image", "category", "chance", "protocol", "prediction"])))
@@ -82,6 +89,9 @@ def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(example
         for line in made.scores.itertuples():
             own = table[(table["model"] == line.model) & (table["benchmark"] == line.benchmark)]
             own = own[own["metric"] == line.metric]
+            if own.empty:
+                assert (np.isnan(line.value), line.missing) == (True, "missing: the tables have no line")
+                continue
             per_cent = 1 if line.metric == "per cent" else 100 if line.metric != "loss" else 1
             expected = own.groupby(seeds)["score"].mean().mean() if seeds else own["score"].mean()
             assert line.value == pytest.approx(per_cent * expected, abs=1e-9)
@@ -90,14 +100,14 @@ def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(example
         for pair in made.differences.itertuples():
             key = pair.benchmark, pair.metric
             assert pair.difference == pytest.approx(by_model[pair.model, *key] - by_model[pair.other, *key], abs=1e-9)
-        form = data.draw(st.sampled_from(["parquet", "csv", *(["directory"] if not seeds else [])]))
+        form = data.draw(st.sampled_from(["parquet", "csv", "directory"]))
         if form == "parquet":
             table.to_parquet(path := folder / "table.parquet")
         else:
             table.to_csv(path := folder / "table.csv", index=False)
-        if form == "directory":  # whose models have no seeds
+        if form == "directory":
             run_import(ImportConfig(files=(str(path),), output=str(path := folder / "r")))
-        frame = benchmarks.compare(path, baseline=baseline and baseline.replace("/", "-")).scores
+        frame = benchmarks.compare(path, baseline=baseline).scores
         frame["model"] = frame["model"].replace("a-b", "a/b")
         order = ["model", "benchmark", "metric"]
         expected_frame = made.scores[NUMBERS].sort_values(order, ignore_index=True)
@@ -105,6 +115,142 @@ def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(example
         pd.testing.assert_frame_equal(got, expected_frame, obj=form, check_exact=False, rtol=1e-9)
 
     explore(check, examples // 6)
+
+
+@sizes
+def test_every_number_is_its_own_models(examples: int, tmp_path: Path) -> None:
+    """Names that look like another model's seed, items like images, and metrics like each other: right, or rejected."""
+    counts = {"right": 0, "rejected": 0}
+
+    def check(data: st.DataObject) -> None:
+        random, lines = np.random.default_rng(data.draw(st.integers(0, 2**32))), []
+        names = st.sampled_from(["a", "a-s1", "a (seed 1)", "a/s1", "b", "x" * 198])
+        models = data.draw(
+            st.lists(st.tuples(names, st.sampled_from([None, 1, 12, 13])), min_size=2, max_size=5, unique=True)
+        )
+        benchmark_metrics = data.draw(st.permutations([("m", "F1"), ("m", "f1")]))
+        for model, seed in models:
+            skill, shuffled = data.draw(st.sampled_from([0.1, 0.5, 0.9])), data.draw(st.permutations(benchmark_metrics))
+            for benchmark, metric in shuffled:
+                right = random.random(80) < (skill if metric == "f1" else 1 - skill)
+                of_result = {"model": model, "seed": seed, "benchmark": benchmark, "metric": metric}
+                lines += [{**of_result, "item": f"{item:016d}",
+                           "image": f"{item - 40:016d}" if item >= 40 else None, "score": float(value),
+                           "category": "even" if item % 2 == 0 else "odd"}
+                          for item, value in enumerate(right)]  # fmt: skip
+        table = pd.DataFrame(lines)
+        try:
+            made = benchmarks.compare(table)
+        except UserError as error:
+            if not re.search("unlike|seed: expected one, as other lines", str(error)):
+                raise
+            counts["rejected"] += 1
+            return
+        counts["right"] += 1
+        means = (
+            table.groupby(["model", "seed", "metric"], dropna=False)["score"].mean().groupby(["model", "metric"]).mean()
+        )
+        assert {(line.model, line.metric): round(line.value, 9) for line in made.scores.itertuples()} == {
+            key: round(100 * value, 9) for key, value in means.items()
+        }
+        assert (made.scores["ci_low"] <= made.scores["value"]).all()
+        assert (made.scores["ci_high"] >= made.scores["value"]).all()
+        for pair in made.differences.itertuples():
+            expected = 100 * (means[pair.model, pair.metric] - means[pair.other, pair.metric])
+            assert pair.difference == pytest.approx(expected, abs=1e-9)
+            assert pair.ci_low <= pair.difference <= pair.ci_high
+        source = source_of_items(results_of(table), Path("frame"))
+        results = source.results("m").values()
+        assert all(result.metrics["f1"].clusters == 80 for result in results)  # no item has another one's image
+        encoders = {name: row.encoder for row in source.rows for name in (row.name, row.model)}
+        for categories in category_tables(source, ItemScores()):
+            assert {row.encoder for row in categories.rows} == {model for model, _ in models}
+            first = table["metric"].iloc[0]
+            for cell in categories.scores:
+                own = table[(table["model"] == encoders[cell.row]) & (table["metric"] == first)]
+                own = own[own["category"] == cell.column.metric].groupby("seed", dropna=False)["score"].mean().mean()
+                assert cell.value == pytest.approx(100 * own)
+        for metric in ("F1", "f1"):
+            chosen = build_report(source, selection=Selection(benchmarks=(f"m:{metric}",))).table.columns
+            assert [column.metric for column in chosen] == [metric]
+
+    explore(check, examples // 4)
+    assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table["score"] * np.where(table["model"] == "two", 100, 1), "row 0: score: the model's reach"),
+        (lambda table: table["score"] * np.where(table["model"] == "two", 10, 1), "those of 'two' 10"),
+    ],
+)  # fmt: skip
+def test_models_in_different_scales_are_rejected(change, message: str) -> None:
+    table = scores()
+    with pytest.raises(UserError, match=re.escape(message)):
+        benchmarks.compare(table.assign(score=change(table)))
+
+
+def test_a_stated_scale_is_that_of_every_model_and_of_a_published_number() -> None:
+    table, ratios = scores(), scores(models=("three",))
+    per_cent = table.assign(score=100 * table["score"], scale=100)
+    with pytest.raises(UserError, match="row 80: score: expected per cent, as the scale is 100"):
+        benchmarks.compare(pd.concat([per_cent, ratios]))
+    line = {"model": "paper", "benchmark": "quiz", "metric": "accuracy", "score": 53.6, "source": "s", "scale": 100}
+    with pytest.raises(UserError, match="row 80: scale: expected that of the metric's items stated, too"):
+        benchmarks.compare(pd.concat([per_cent.drop(columns="scale"), pd.DataFrame([line])]))
+    frame = benchmarks.compare(pd.concat([per_cent, pd.DataFrame([line])])).scores.set_index("model")
+    assert frame.loc["paper", "value"] == 53.6
+    assert frame.loc["one", "value"] == pytest.approx(100 * table.query("model == 'one'")["score"].mean())
+    judged = table.assign(score=10 * table["score"], scale=10)
+    frame = benchmarks.compare(pd.concat([judged, pd.DataFrame([{**line, "score": 7.5, "scale": 10}])])).scores
+    assert frame.set_index("model").loc["paper", "value"] == 7.5
+    assert frame["value"][0] == pytest.approx(judged.query("model == 'one'")["score"].mean())
+    coco = {"benchmark": "coco", "metric": "t2i_r1", "source": "s"}
+    two = [{**coco, "model": "x", "score": 53.6, "scale": 100}, {**coco, "model": "y", "score": 0.61}]
+    with pytest.raises(UserError, match=r"0\.61 may be a ratio or per cent"):
+        benchmarks.compare(pd.DataFrame(two))
+    with pytest.raises(UserError, match="higher_is_better: expected that of the metric's items, True"):
+        benchmarks.compare(pd.concat([per_cent, pd.DataFrame([{**line, "higher_is_better": False}])]))
+
+
+def test_very_small_scores_are_ranked() -> None:
+    table = scores(60, models=("low", "middle", "high"))
+    table["score"] = [-1e-10 * (3 - place) + 1e-13 * item for place in range(3) for item in range(60)]
+    frame = benchmarks.compare(table).scores.set_index("model")
+    assert frame["mark"].fillna("").to_dict() == {"low": "", "middle": "", "high": "best"}
+
+
+def test_the_models_of_a_directory_and_of_a_table_are_one_only_if_both_state_seeds(tmp_path: Path) -> None:
+    scores().to_csv(tmp_path / "one.csv", index=False)
+    scores(models=("one",)).assign(seed=3).to_csv(tmp_path / "seed.csv", index=False)
+    run_import(ImportConfig(files=(str(tmp_path / "one.csv"),), output=str(tmp_path / "r")))
+    with pytest.raises(UserError, match="expected the seed of each result of 'one', as 'one \\(seed 3\\)' has one"):
+        benchmarks.compare(tmp_path / "r", tmp_path / "seed.csv")
+
+
+def test_arguments_of_compare_that_say_nothing_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected one frame, or paths alone"):
+        benchmarks.compare(scores(), tmp_path / "more.csv")
+    with pytest.raises(UserError, match="pairs: 'baseline' needs the name of one"):
+        benchmarks.compare(scores(), pairs="baseline")
+
+
+def test_lower_is_better_on_the_examples() -> None:
+    table = scores(6).assign(score=lambda lines: 6.5 * lines["score"], higher_is_better=False)
+    answers = [answer for gallery in answer_galleries(source_of_items(results_of(table), Path("frame")))
+               for card in gallery.browsed for answer in card.answers]  # fmt: skip
+    assert {answer.score for answer in answers} == {"6.5", "0"}
+
+
+def test_the_note_on_models_that_are_not_tested_names_an_item() -> None:
+    table = scores(20)
+    lacking = table[(table["model"] == "one") | (table["item"] != "q7")]
+    text = render_markdown(build_report(source_of_items(results_of(lacking), Path("frame"))))
+    assert "if they have scores for the same items: two (lacks 1 of 20 items, 'q7' for example); one." in text
+    other = table.assign(image=np.where((table["model"] == "one") & (table["item"] == "q7"), "i", table["item"]))
+    text = render_markdown(build_report(source_of_items(results_of(other), Path("frame"))))
+    assert "(has other images for 1 of 20 items, 'q7' for example)" in text
 
 
 def test_a_paired_test_is_scipys_of_the_differences_between_many_independent_items() -> None:
@@ -157,7 +303,7 @@ def test_a_published_number_in_the_points_of_the_items() -> None:
     line = {"model": "paper", "benchmark": "quiz", "metric": "accuracy", "score": 41.0, "source": "a paper"}
     frame = benchmarks.compare(pd.concat([table, pd.DataFrame([line])])).scores.set_index("model")
     assert frame.loc["paper", "value"] == 41
-    assert frame["scale"].tolist() == [1, 1, 1]
+    assert frame["display_factor"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -217,7 +363,7 @@ WRONG = [
     ({"n": 3}, "row 3: n: expected none, as the line has an item"),
     ({"seed": 1.5}, "row 3: seed: expected an integer, got '1.5'"),
     ({"higher_is_better": "maybe"}, "row 3: higher_is_better: expected true or false, got 'maybe'"),
-    ({"scale": 10}, "scale: expected 1 or 100"),
+    ({"scale": -1}, "scale: expected a number above 0"),
     ({"scale": 1, "score": 1.5}, "row 3: score: expected 0 to 1, as the scale is 1"),
     ({"model": "…"}, "row 3: model: expected a name with letters or digits, got '…'"),
     ({"model": "o/ne"}, None),

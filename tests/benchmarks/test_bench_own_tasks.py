@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def _score(data: Path, task: str, **more: Any) -> Result:
-    said = ["yes", "yes", "no", "no", "no"]
+SAID = ("yes", "yes", "no", "no", "no")
+
+
+def _score(data: Path, task: str, said: Sequence[str] = SAID, **more: Any) -> Result:
     rows = [{"doc_id": number, "answer": text} for number, text in enumerate(said)]
     answers = str(world.write_lines(data.parent / "answers.jsonl", rows))
     results = str(data.parent / "results")
@@ -88,6 +91,37 @@ def _score(data: Path, task: str, **more: Any) -> Result:
     }
     run_score(ScoreConfig(**config, **more))
     return read_result(result_path(results, "m", "street"))
+
+
+FILTER = """
+filter_list:
+  - name: get
+    filter:
+      - {function: regex, regex_pattern: "answer is ([a-z]+)"}
+      - {function: take_first}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "scorer", "said"),
+    [
+        (FILTER, UTILS, [f"The answer is {word}" for word in SAID]),
+        ("", UTILS.replace(".strip().lower()", ""), ["yes", " yes", "yes ", "no", "no"]),
+    ],
+    ids=["filter", "white space"],
+)  # fmt: skip
+def test_the_answers_that_are_scored_again_are_those_of_the_model(data, tasks, monkeypatch, more, scorer, said):
+    (tasks / "_template_yaml").write_text(TEMPLATE + more)
+    (tasks / "utils.py").write_text(scorer)
+    first = _score(data, str(tasks), said)
+    monkeypatch.chdir(tasks.parent)
+    tasks.rename("street_signs")  # the name of a custom task is where it is found again
+    run_score(ScoreConfig(results=str(data.parent / "results"), data=str(data), output="again"))
+    again = read_result(result_path("again", "m", "street"))
+    assert first.metrics["right"].value == again.metrics["right"].value == (0.4 if more else 0.6)
+    items, others = read_items(first), read_items(again)
+    assert items["raw_answer"].tolist() == others["raw_answer"].tolist() == said
+    assert items["score"].tolist() == others["score"].tolist()
 
 
 def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys):

@@ -176,7 +176,7 @@ def test_the_report_says_what_another_seed_adds(study, monkeypatch, share):
     assert parts.num_seeds == 3
     found = [100 * (1 - parts.min_detectable(seeds) / parts.min_detectable(3)) for seeds in (4, math.inf)]
     assert 5 < found[0] < found[1] <= 100
-    limit = f" (at most {found[1]:.0f} %)" if share else ""
+    limit = f" (any number of seeds by {found[1]:.0f} %)" if share else ""
     assert note.endswith(f" difference by {found[0]:.0f} %{limit} on {column.title}.")
 
 

@@ -18,6 +18,7 @@ from PIL.Image import Image
 
 from benchmarks.results.baselines import add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.result_types import RAW_ANSWER
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
 from benchmarks.tasks.blind import BlindView, blind_views
 from benchmarks.tasks.evaluation import Evaluation, blind_metrics, compute_metric
@@ -334,7 +335,10 @@ def run_and_score(
     first: dict[int, Sample] = {}
     for sample in results["samples"][entry.task]:  # a task may filter answers in several ways: the first one counts
         first.setdefault(sample["doc_id"], sample)
-    samples = [first[number] for number in sorted(first)]
+    # lmms-eval's log has the answers after the task's filters only
+    raw = {instance.doc_id: {RAW_ANSWER: instance.resps[0]} for instance in task.instances
+           if isinstance(instance.resps[0], str)}  # fmt: skip
+    samples = [{**first[number], **raw.get(number, {})} for number in sorted(first)]
     if samples and not allow_empty and not any(map(_answer, samples)):
         raise UserError(f"all {len(samples)} answers of the model are empty")
     values: dict[str, float] = {}

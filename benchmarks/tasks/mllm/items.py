@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 from PIL.Image import Image
 
+from benchmarks.results.result_types import RAW_ANSWER
 from benchmarks.tasks.evaluation import MAX_THUMBNAILS, thumbnail
 from clips.data.images import to_rgb
 
@@ -33,6 +34,8 @@ def items_table(
 
     numbers = [sample["doc_id"] for sample in samples]
     questions = [sample["doc"].get("question") for sample in samples]
+    predictions = [_text(sample["filtered_resps"][0]) for sample in samples]
+    answers = [sample.get(RAW_ANSWER, prediction) for sample, prediction in zip(samples, predictions, strict=True)]
     return pd.DataFrame(
         {
             "item": [str(number) for number in numbers],
@@ -43,11 +46,12 @@ def items_table(
                 question.strip() if isinstance(question, str) else _text(sample["arguments"][0])
                 for question, sample in zip(questions, samples, strict=True)
             ],
-            "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
+            "prediction": predictions,
             # of VQA tasks the annotators' answers, because their own target names a column
             "target": [_text(sample["doc"].get("answers") or sample["target"]) for sample in samples],
             "score": columns.get(score, np.full(len(samples), np.nan)),
             "thumbnail": [images[number].thumbnail if number in images else None for number in numbers],
+            **({RAW_ANSWER: answers} if answers != predictions else {}),
             **columns,
         }
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results.protocol import Entries
+from benchmarks.results.result_types import RAW_ANSWER
 from benchmarks.results.results import (
     Result,
     check_name,
@@ -151,7 +152,8 @@ def _score_again(config: ScoreConfig, result: Result, task: str) -> None:
     items = read_items(result)
     # what the answers were generated with; the rest of the protocol is of the scorer
     kept = {name: value for name, value in result.protocol.items() if name in _GENERATED or name.startswith("input_")}
-    answers = dict(enumerate(items["prediction"]))
+    # the task filters the answers of the model again
+    answers = dict(enumerate(items[RAW_ANSWER if RAW_ANSWER in items else "prediction"]))
     outcome = evaluate_task(
         RecordedAnswersModel(answers), benchmark, config.output, kept, only=[int(name) for name in items["item"]]
     )
