@@ -8,15 +8,28 @@ from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
     "run": Command(
-        help="evaluate one model on a list of benchmarks", target="benchmarks.tasks.run_benchmarks:run_benchmarks"
+        help="evaluate one model on a list of benchmarks",
+        target="benchmarks.tasks.run_benchmarks:run_benchmarks",
+        examples=(
+            "clips-bench run --model_name clip --encoder runs/clip --output results \\",
+            "    --benchmarks '[{name: coco, task: retrieval, data: dataset_coco.json}]'",
+        ),
     ),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
         target="benchmarks.tasks.run_benchmarks:run_encoder",
         positional=("model",),
+        examples=(
+            "clips-bench run encoder runs/clip --benchmarks '[{name: coco, task: retrieval, data: dataset_coco.json}]'",
+        ),
     ),
     "run llava": Command(
-        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_benchmarks:run_llava", positional=("model",)
+        help="evaluate one LLaVA directory",
+        target="benchmarks.tasks.run_benchmarks:run_llava",
+        positional=("model",),
+        examples=(
+            "clips-bench run llava runs/llava --benchmarks '[{name: pope, data: mllm}, {name: gqa, data: mllm}]'",
+        ),
     ),
     "list": Command(
         help="list the built-in benchmarks and their settings",
@@ -31,11 +44,19 @@ COMMANDS = {
     "score": Command(
         help="score precomputed answers, without a model",
         target="benchmarks.tasks.mllm.score_answers:run_score",
+        examples=(
+            "clips-bench score --task pope --answers answers.jsonl --data mllm --output results --model_name mine",
+            "clips-bench score --results results --task pope --data mllm --output rescored",
+        ),
     ),
     "study run": Command(
         help="run the pending steps of a study, then write its report and print the answer",
         target="benchmarks.analysis.study_with_report:run_study_with_report",
         positional=("study",),
+        examples=(
+            "clips-bench study run study.yaml --jobs 2",
+            "clips-bench study run study.yaml --profile slurm",
+        ),
     ),
     "study plan": Command(
         help="list the steps of a study and those that would run",
@@ -56,6 +77,7 @@ COMMANDS = {
         help="run selected steps of a study again, and their dependents",
         target="benchmarks.analysis.study_with_report:rerun_study_with_report",
         positional=("study",),
+        examples=("clips-bench study rerun study.yaml --steps 'evaluate-*'",),
     ),
     "study accept": Command(
         help="mark outputs of a study as current, despite a change",
@@ -67,6 +89,10 @@ COMMANDS = {
         help="write a page and tables from a study, results, or tables of items",
         target="benchmarks.report.report_command:run_report",
         rest="inputs",
+        examples=(
+            "clips-bench report results --baseline clip",
+            "clips-bench report items.parquet published.csv results --formats latex,csv",
+        ),
     ),
     "import": Command(
         help="write lmms-eval's results, or tables of items, as a directory of results",

@@ -11,6 +11,10 @@ COMMANDS = {
         help="report on training data: counts, caption lengths, samples, invalid samples",
         target="clips.loader.inspect_command:run_inspect",
         positional=("path",),
+        examples=(
+            "clips data inspect shards --web_caption .txt",
+            "clips data inspect captions.csv --format table --image_column file_name --web_caption caption",
+        ),
     ),
     "data index": Command(
         help="write the sample counts of tar shards to sizes.json",
@@ -21,12 +25,37 @@ COMMANDS = {
         help="write synthetic captions for a dataset with any image-text model",
         target="clips.recaption.run:run_recaption",
         positional=("path",),
+        common=(
+            "path",
+            "output",
+            "web_caption",
+            "model",
+            "endpoint",
+            "prompt",
+            "batch_size",
+            "max_new_tokens",
+            "estimate",
+        ),
+        examples=(
+            "clips recaption shards --web_caption .txt --model Qwen/Qwen2.5-VL-7B-Instruct --output recaptioned",
+            "clips recaption shards --web_caption .txt --model NAME --endpoint '[http://host:8000/v1]' --output new",
+        ),
     ),
     "train": Command(
         help="train an encoder on images with captions",
         target="clips.train:train",
         config="clips.training.train_config:EncoderTrainConfig",
         check="clips.training.run_dir:check_files",
+        common=(
+            *("output", "data.sources", "model.architecture", "recipe.name", "max_steps", "num_epochs"),
+            *("global_batch_size", "micro_batch_size", "optimizer.learning_rate", "optimizer.base_learning_rate"),
+            *("precision", "model.pretrained", "validation.source", "save_steps", "report_to", "stages"),
+        ),
+        examples=(
+            "clips train mine.yaml    # or without a file:",
+            "clips train --output runs/mine --num_epochs 10 --model.architecture ViT-S-16 \\",
+            "    --data.sources '[{path: shards, web_caption: .txt, synthetic_caption: long}]'",
+        ),
     ),
     "plan": Command(
         help="estimate the memory, time and storage of a training",
@@ -42,6 +71,10 @@ COMMANDS = {
         help="write an encoder directory from open_clip's or transformers' weights",
         target="clips.interchange.importing:run_import",
         positional=("path",),
+        examples=(
+            "clips import epoch_1.pt --architecture ViT-B-32 --output imported/mine",
+            "clips import openai/clip-vit-large-patch14 --output imported/clip-l",
+        ),
     ),
 }
 

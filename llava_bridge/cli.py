@@ -7,7 +7,27 @@ from clips.commandline.commands import Command, dispatch
 ABOUT = "Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and chat with it."
 
 COMMANDS = {
-    "train": Command(help="train a LLaVA by stages", target="llava_bridge.training.train:run_train"),
+    "train": Command(
+        help="train a LLaVA by stages",
+        target="llava_bridge.training.train:run_train",
+        common=(
+            *("output", "encoder", "llm", "llava", "align.data", "instruct.data", "stages", "projector.type"),
+            *("image_aspect_ratio", "instruct.tunable_parts", "instruct.lora", "instruct.global_batch_size"),
+            *(
+                "instruct.micro_batch_size",
+                "instruct.learning_rate",
+                "distributed.deepspeed",
+                "save_steps",
+                "report_to",
+            ),
+        ),
+        examples=(
+            "llava-bridge train --output runs/llava --encoder runs/clips --llm Qwen/Qwen2.5-0.5B-Instruct \\",
+            "    --align.data '[{path: blip_laion_cc_sbu_558k.json}]' \\",
+            "    --instruct.data '[{path: llava_v1_5_mix665k.json, image_root: images}]'",
+            "deepspeed --module llava_bridge.cli train llava.yaml --distributed.deepspeed zero3",
+        ),
+    ),
     "convert": Command(
         help="convert LLaVAs between the original format and that of transformers",
         target="llava_bridge.conversion.convert_command:run_convert",
@@ -17,11 +37,13 @@ COMMANDS = {
         help="replace the encoder of a LLaVA; the new projector is untrained",
         target="llava_bridge.conversion.swap_encoder:run_swap",
         positional=("llava",),
+        examples=("llava-bridge swap runs/mine-llava --encoder runs/clips --output runs/swapped",),
     ),
     "data inspect": Command(
         help="show samples as the LLM sees them, their supervised tokens, and invalid samples",
         target="llava_bridge.data.inspect_command:run_inspect",
         positional=("path",),
+        examples=("llava-bridge data inspect llava_instruct.json --llm Qwen/Qwen2.5-0.5B-Instruct",),
     ),
     "chat": Command(
         help="chat with a LLaVA about an image",

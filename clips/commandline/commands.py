@@ -51,6 +51,8 @@ class Command:
             missing files fast.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further arguments without a flag.
+        common: the fields that ``--help`` shows if it would be longer than a screen; ``--help all`` shows the others.
+        examples: command lines that it shows before them.
     """
 
     help: str
@@ -59,6 +61,8 @@ class Command:
     check: str | None = None
     positional: tuple[str, ...] = ()
     rest: str | None = None
+    common: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
@@ -137,7 +141,15 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
         raise UserError(f"unknown command '{one}'{hint} (known: {', '.join(commands)})")
     command = commands[name]
     words, prog = arguments[len(name.split()) :], f"{program} {name}"
-    config = parse_config(command.config_class(), words, prog=prog, positional=command.positional, rest=command.rest)
+    config = parse_config(
+        command.config_class(),
+        words,
+        prog=prog,
+        positional=command.positional,
+        rest=command.rest,
+        common=command.common,
+        examples=command.examples,
+    )
     if config is not None:
         if command.check is not None:
             import_from_string(command.check)(config)
@@ -149,7 +161,7 @@ def _print_overview(program: str, about: str, commands: Mapping[str, Command]) -
     width = max(len(name) for name in commands)
     print(f"usage: {program} COMMAND [--config FILE] [--FIELD VALUE ...]", "", about.strip(), "", "commands:", sep="\n")
     print(*(f"  {name:<{width}}  {command.help}" for name, command in commands.items()), sep="\n")
-    print(f"\n`{program} COMMAND --help` lists a command's fields, `--print_config` prints its config.")
+    print(f"\n`{program} COMMAND --help` lists a command's common fields, `--help all` every field.")
 
 
 def config_class_of(function: Any) -> type:

@@ -27,6 +27,8 @@ from clips.typed_data import (
     without_range,
 )
 
+MAX_HELP_LINES = 40
+
 
 def parse_config(
     config_class: type,
@@ -35,6 +37,8 @@ def parse_config(
     prog: str,
     positional: Sequence[str] = (),
     rest: str | None = None,
+    common: Sequence[str] = (),
+    examples: Sequence[str] = (),
 ) -> Any | None:
     """Build ``config_class`` from ``--config FILE`` and dotted flags; later ones override earlier ones.
 
@@ -42,7 +46,7 @@ def parse_config(
         config_class: the dataclass.
         arguments: words of the command line.
         prog: the command, for usage and messages.
-        positional, rest: see `clips.commandline.commands.Command`.
+        positional, rest, common, examples: see `clips.commandline.commands.Command`.
 
     Returns:
         The config; None if help or the config (``--print_config``) was printed instead.
@@ -54,7 +58,10 @@ def parse_config(
         print(help_of_items)
         return None
     if {"-h", "--help"} & set(arguments):
-        print(help_text(config_class, prog, positional, rest))
+        text = help_text(config_class, prog, positional, rest, examples)
+        if "all" not in arguments and text.count("\n") >= MAX_HELP_LINES:
+            text = brief_help_text(config_class, prog, positional, rest, common, examples)
+        print(text)
         return None
     try:
         values, print_only = _read(config_class, arguments, positional, rest)
@@ -173,10 +180,11 @@ def _merged(values: Mapping[str, Any], overrides: Mapping[Any, Any], kind: Any) 
 # ---------------------------------------------------------------- help
 
 
-def help_text(config_class: type, prog: str, positional: Sequence[str], rest: str | None) -> str:
-    """The output of ``--help``: usage, the command's description, and each field with its meaning, type and default."""
-    arguments = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
-    lines = [f"usage: {prog}{arguments} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
+def help_text(
+    config_class: type, prog: str, positional: Sequence[str], rest: str | None, examples: Sequence[str] = ()
+) -> str:
+    """The output of ``--help all``: usage, the description, and each field with its meaning, type and default."""
+    lines = _about(config_class, prog, positional, rest, examples)
     for flag, text in (
         ("--config FILE", "a YAML file of these fields; later files and flags override it."),
         ("--print_config", "print the config, defaults included, and exit."),
@@ -184,6 +192,58 @@ def help_text(config_class: type, prog: str, positional: Sequence[str], rest: st
     ):
         lines += [f"  {flag}", f"      {text}"]
     return "\n".join([*lines, *field_lines(config_class, "--")])
+
+
+def brief_help_text(
+    config_class: type,
+    prog: str,
+    positional: Sequence[str],
+    rest: str | None,
+    common: Sequence[str],
+    examples: Sequence[str],
+) -> str:
+    """The output of ``--help`` of a command with many fields: examples, and a sentence for each common field."""
+    texts, hints, lines = dict(field_help(config_class)), dict(field_types(config_class)), list[str]()
+    names = [*common] or [field.name for field in dataclasses.fields(config_class)]
+    width = max(map(len, names)) + 6
+    for name in names:
+        sentence, kind = _first_sentence(texts[name]), without_range(hints.get(name))
+        value = default_of(config_class, name)
+        shown = "required" if value is dataclasses.MISSING else json.dumps(to_plain(value), ensure_ascii=False)
+        if typing.get_origin(kind) is Literal:
+            shown = f"one of {', '.join(map(str, typing.get_args(kind)))}; {shown}"
+        if not is_config(kind) and shown not in {"null", "[]"}:
+            sentence += f" ({shown})"
+        first, indent = f"  --{name}".ljust(width), " " * width
+        lines += textwrap.wrap(sentence, 100, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+    more = f", {len(texts) - len(names)} more" if len(texts) > len(names) else ""
+    last = f"`{prog} --help all` describes every field{more}; `--print_config` prints the config."
+    return "\n".join([*_about(config_class, prog, positional, rest, examples), *lines, "", last])
+
+
+def _first_sentence(text: str) -> str:
+    """Without its remarks in long parentheses; one ends at a semicolon, too."""
+    text = re.sub(r" \([^()]{60,}\)", "", text)
+    return re.split(r"[.;:] (?![^(]*\))", text)[0].removesuffix(".")
+
+
+def default_of(config_class: type, name: str) -> Any:
+    """The default of a dotted field; ``dataclasses.MISSING`` if it is required."""
+    head, _, tail = name.partition(".")
+    field = next(field for field in dataclasses.fields(config_class) if field.name == head)
+    if tail:
+        hint = typing.get_type_hints(config_class)[head]
+        return default_of(next(option for option in options_of(hint) if is_config(option)), tail)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _about(
+    config_class: type, prog: str, positional: Sequence[str], rest: str | None, examples: Sequence[str]
+) -> list[str]:
+    arguments = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
+    usage = f"usage: {prog}{arguments} [--config FILE] [--FIELD VALUE ...]"
+    shown = ["examples:", *(f"  {example}" for example in examples), ""] if examples else []
+    return [usage, "", docstring_summary(config_class), "", *shown]
 
 
 def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
@@ -226,9 +286,7 @@ def field_lines(config_class: type, prefix: str = "", without: type | None = Non
         if inner is not None:
             nested.append((field, inner))
         if inner is None or inner is not hints[field.name]:
-            factory = field.default_factory
-            value = field.default if factory is dataclasses.MISSING else factory()
-            default = "required"
+            value, default = default_of(config_class, field.name), "required"
             if value is not dataclasses.MISSING:
                 default = f"default: {json.dumps(to_plain(value), ensure_ascii=False)}"
             text = f"{texts.get(field.name, '')} ({describe_type(hints[field.name])}; {default})"

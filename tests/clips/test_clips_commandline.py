@@ -22,7 +22,7 @@ from pydantic import Field
 import clips
 from clips import cli
 from clips.commandline.commands import Command, config_class_of, dispatch
-from clips.commandline.parsing import field_help, parse_config
+from clips.commandline.parsing import MAX_HELP_LINES, default_of, field_help, parse_config
 from clips.errors import UserError
 from clips.ranges import NonNegative, NonNegativeFloat, Positive
 from clips.typed_data import field_types, to_plain, to_yaml
@@ -413,8 +413,45 @@ def test_every_command_has_a_documented_config(name: str, capsys: pytest.Capture
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
+    assert dispatch(program, "", known, [*name.split(), "--help", "all"]) == 0
+    assert re.match(rf"usage: {program} {name} ([A-Z_]+ (… )?)*\[--config", every := capsys.readouterr().out)
     assert dispatch(program, "", known, [*name.split(), "--help"]) == 0
-    assert re.match(rf"usage: {program} {name} ([A-Z_]+ (… )?)*\[--config", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert shown.count("\n") <= MAX_HELP_LINES
+    listed = set(re.findall(r"^  --([\w.]+)", shown, re.MULTILINE)) - {"config", "print_config"}
+    assert listed <= {*fields} & set(re.findall(r"--([\w.]+)", every))
+    required = [name for name in fields if default_of(config, name) is dataclasses.MISSING]
+    assert all(
+        any(entry.split(".")[0] == name.split(".")[0] for entry in listed) for name in required if "." not in name
+    )
+    assert f"`{program} {name} --help all`" in shown or listed == {*fields}
+
+
+EXAMPLES = [
+    (program, name, line)
+    for program in PROGRAMS
+    for name, command in commands(program).items()
+    for line in "\n".join(command.examples).replace("\\\n", " ").split("\n")
+    if line
+]
+
+
+@pytest.mark.parametrize(("program", "name", "line"), EXAMPLES)
+def test_the_examples_of_help_are_configs(program: str, name: str, line: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line.partition("    # ")[0])
+    if words[0] == "deepspeed":
+        words = [program, *words[words.index("--module") + 2 :]]
+    assert words[: 1 + len(name.split())] == [program, *name.split()]
+    for file in (word for word in words if word.endswith(".yaml")):
+        needed = {
+            "clips": "{output: x, max_steps: 1, data: {sources: [{path: x}]}}",
+            "llava-bridge": "{output: x, encoder: x, llm: x, align: &stage {data: [{path: x}]}, instruct: *stage}",
+        }
+        Path(file).write_text(needed.get(program, ""))
+    command = commands(program)[name]
+    settings = {"prog": program, "positional": command.positional, "rest": command.rest}
+    assert parse_config(command.config_class(), words[1 + len(name.split()) :], **settings) is not None
 
 
 def test_the_overview_needs_no_torch():
