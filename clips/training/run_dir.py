@@ -19,7 +19,8 @@ from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, run_text
 from clips.data.formats.rows import table_files
 from clips.data.formats.webdataset import list_shards
-from clips.data.remote_files import local_files
+from clips.data.remote_files import is_remote, local_files
+from clips.data.sources import open_source
 from clips.errors import UserError, error_reason
 from clips.loader.invalid_samples import InvalidSamples, restored
 from clips.safe_text import redact
@@ -30,14 +31,15 @@ from clips.typed_data import to_plain, to_yaml
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"
 TRAIN_STATE_FILE = "train_state.json"
+_SMALL = 2**24  # bytes of tables that are read at once
 KEPT_CHECKPOINTS = 2  # the one before the latest in case that a disk damages the latest
 
 
 def check_files(config: EncoderTrainConfig) -> None:
-    """Check output and data of all stages without reading them, as the import of torch takes many seconds.
+    """Check output and data of all stages, of a small table also its columns, before torch is imported for seconds.
 
     Raises:
-        UserError: the output would overwrite something else, or data do not exist.
+        UserError: the output would overwrite something else, or data do not exist, or lack a column.
     """
     for stage in stage_configs(config):
         if not (Path(stage.output) / CHECKPOINTS_DIR).exists():
@@ -46,7 +48,9 @@ def check_files(config: EncoderTrainConfig) -> None:
             if source.format == "webdataset":
                 list_shards(source.path)
             elif source.format in {"table", "capsfusion"}:
-                table_files(source.path)
+                files = table_files(source.path)
+                if not any(map(is_remote, files)) and sum(Path(file).stat().st_size for file in files) < _SMALL:
+                    open_source(source)
             elif source.format != "datasets":  # which may be on the Hub
                 local_files(source.path)
 
