@@ -19,7 +19,7 @@ from clips.text_files import parse_yaml
 from clips.typed_data import field_types, from_plain
 
 PAGES = pages()
-LANGUAGES = {"sh", "yaml", "csv", "python", "diff", ""}
+LANGUAGES = {"sh", "yaml", "csv", "python", "bash", "diff", ""}
 """Of fenced blocks; one without shows what a terminal shows."""
 _STAGE = {"data": [{"path": "x"}]}
 BASES: dict[str, dict[str, Any]] = {

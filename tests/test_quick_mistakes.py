@@ -85,7 +85,7 @@ MISTAKES = [
     ("clips plan train.yaml --gpus 64", "did you mean 'num_gpus'?"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
-    ("benchmarks report none", "none: no such directory"),
+    ("benchmarks report none", "none: no such file or directory"),
     *(
         (f"benchmarks study {command}", "encoder: expected a study file (YAML), got a directory")
         for command in ("run encoder", "plan encoder", "status encoder", "accept encoder")

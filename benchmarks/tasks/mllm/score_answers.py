@@ -265,7 +265,8 @@ def _score_differences(answers: Mapping[int, Answer], samples: Sequence[Sample])
 
 
 _NO_SCORES = frozenset(
-    ("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media")
+    {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", RAW_ANSWER}
+    | {"token_counts", "doc_hash", "input_media"}
 )
 _READINGS = ("pred", "parsed_pred", "pred_answer", "prediction", "is_correct", "correct", "scores")
 """Keys of what an aggregation is given, instead of a score: what the scorer read in the answer."""
