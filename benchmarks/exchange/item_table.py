@@ -18,6 +18,7 @@ from benchmarks.results.formatting import join_with_and
 from benchmarks.results.result_types import CHANCE, IMAGE_HASH, Metric
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from benchmarks.tasks.registry import all_benchmarks
+from clips.commandline.progress import progress_iter
 from clips.errors import UserError, error_reason, unknown_name_error
 
 if TYPE_CHECKING:
@@ -307,10 +308,10 @@ def _results(table: pd.DataFrame, files: Mapping[str, Path | None]) -> list[Impo
         specs[benchmark, metric] = _spec_of_items(metric, lines)
     # the metrics of all models in one order: the first one is that of the categories and examples
     metrics = list(table["metric"].unique())
-    by_result = table.groupby([*_RESULT], dropna=False, sort=False)
+    by_result = list(table.groupby([*_RESULT], dropna=False, sort=False))
     return [
         _result(lines.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable"), specs, files)
-        for _, lines in by_result
+        for _, lines in progress_iter(by_result, "reading", "results")
     ]
 
 

@@ -28,6 +28,7 @@ from benchmarks.results.results import (
 from benchmarks.study.state import LOG_FILE, StepKey, StepRecord, describe_acceptance, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StepPlan, StudyRecord, read_study_record
 from benchmarks.tasks.mllm.judge import NO_JUDGE
+from clips.commandline.progress import progress_iter
 from clips.errors import UserError, unknown_name_error
 
 _MAX_MODELS = 12
@@ -415,7 +416,7 @@ def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
     loaded: list[tuple[str, str, Result | MissingValue]] = []
     rows = dict[str, RowRecord]()
-    for file in files:
+    for file in progress_iter(files, "reading", "results"):
         try:
             result = read_result(file)
             row = _plain_row(result, result.model_name.removesuffix(f"-s{result.model.get('seed')}"))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.study.study_record import Display
+from clips.commandline.progress import log_if_slow
 from clips.core.durable import atomic_write, writable_directory
 from clips.errors import UserError, unknown_name_error
 from clips.safe_text import log_info
@@ -102,12 +103,14 @@ def write_report(config: ReportConfig, *, brief: bool = False) -> None:
     name = "report" + versus + ("-subset" if config.models or config.benchmarks else "")
     first = Path(config.inputs[0])
     output = writable_directory(config.output or (first if first.is_dir() else first.parent) / name)
-    contents = {
-        output / name: content
-        for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]
-        for name, content in REPORT_FORMATS[chosen](report).items()
-        if content
-    }
+    models, benchmarks = len(report.table.rows), len(report.source.benchmarks)
+    with log_if_slow(f"writing the report of {models} models on {benchmarks} benchmarks"):
+        contents = {
+            output / name: content
+            for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]
+            for name, content in REPORT_FORMATS[chosen](report).items()
+            if content
+        }
     for path, content in contents.items():
         atomic_write(path, content)
     print_report(report, Console(highlight=False), brief=brief)

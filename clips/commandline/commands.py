@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.parsing import parse_config
+from clips.commandline.progress import log_if_slow
 from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
@@ -153,7 +154,9 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     if config is not None:
         if command.check is not None:
             import_from_string(command.check)(config)
-        command.function()(config)
+        with log_if_slow(f"{prog}: importing its libraries ..."):
+            function = command.function()
+        function(config)
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 from clips.safe_text import log_info
 
-_LOG_SECONDS = 30.0  # between log lines
+_FIRST_SECONDS, _LOG_SECONDS = 2.0, 30.0  # before the first log line, and between two
 Item = TypeVar("Item")
 
 
@@ -31,6 +33,7 @@ class Progress:
         self.done = 0
         self.others: Counter[str] = Counter()
         self._bar: Any = None
+        self._wait = _FIRST_SECONDS
 
     def __enter__(self) -> Progress:
         self._start = self._last_line = time.monotonic()
@@ -55,12 +58,12 @@ class Progress:
         self.others.update(others)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rates=self.rates())
-        elif time.monotonic() - self._last_line > _LOG_SECONDS:
-            self._last_line = time.monotonic()
+        elif time.monotonic() - self._last_line > self._wait:
+            self._last_line, self._wait = time.monotonic(), _LOG_SECONDS
             left = (self.total - self.done) * (self._last_line - self._start) / max(1, self.done)
             done = f"{self.done:,} of {self.total:,} {self.unit}"
-            line = f"{self.what}: {done} · {self.rates()} · {left / 60:.0f} min left"
-            print(line, file=self.stream, flush=True)
+            text = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            print(f"{self.what}: {done} · {self.rates()} · {text} left", file=self.stream, flush=True)
 
     def rates(self) -> str:
         """``"3.1 samples/s · 912.0 tokens/s"`` since the start."""
@@ -80,6 +83,18 @@ def progress_iter(items: Collection[Item], what: str, unit: str) -> Iterator[Ite
         for item in items:
             yield item
             progress.advance()
+
+
+@contextlib.contextmanager
+def log_if_slow(message: str) -> Iterator[None]:
+    """Print a log line when the block has taken two seconds, so that nobody waits before an empty screen."""
+    timer = threading.Timer(_FIRST_SECONDS, log_info, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class ProgressLine:

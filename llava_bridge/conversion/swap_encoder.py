@@ -12,6 +12,7 @@ import json
 import shlex
 from pathlib import Path
 
+from clips.commandline.progress import log_if_slow
 from clips.core.artifact import atomic_artifact_dir, check_free, read_manifest, write_manifest
 from clips.errors import UserError
 from clips.model.loading import has_adapters
@@ -54,7 +55,8 @@ def run_swap(config: SwapConfig) -> None:
     from llava_bridge.model.build import LlavaParts, build_llava
     from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
-    model, processor = build_llava(LlavaParts.of(config, encoder=encoder.reference, llm=str(directory)))
+    with log_if_slow(f"reading {directory}"):
+        model, processor = build_llava(LlavaParts.of(config, encoder=encoder.reference, llm=str(directory)))
     stored = AutoConfig.from_pretrained(directory, trust_remote_code=False).dtype
     # encoder and projector stay in float32, as at the start of training, and so does what adapters were merged into
     if stored is not None and not has_adapters(directory):

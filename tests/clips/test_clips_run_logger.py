@@ -83,14 +83,26 @@ def test_long_work_logs_lines_with_rates_and_the_time_that_is_left(clock):
         shown.advance(2, tokens=0)  # tokens that nobody counts
     with Progress("quick", 3, "batches", log) as shown:
         shown.advance(3)
-    # after 40 s (100 done) and after 80 s (200 done); in between less than half a minute has passed
+    # after 20 s, as nothing was shown in the first two, and after 60 s; in between less than half a minute has passed
     assert log.getvalue().splitlines() == [
-        "embedding: 100 of 400 pictures · 2.5 pictures/s · 2 min left",
-        "embedding: 200 of 400 pictures · 2.5 pictures/s · 1 min left",
+        "embedding: 50 of 400 pictures · 2.5 pictures/s · 2 min left",
+        "embedding: 150 of 400 pictures · 2.5 pictures/s · 100 s left",
         "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left",
         "scoring: 2 of 90 batches · 0.033 batches/s · 44 min left",
     ]
     assert list(progress_iter(["a", "b"], "reading", "words")) == ["a", "b"]
+
+
+def test_a_slow_block_logs_a_line_and_a_quick_one_none(monkeypatch, capsys):
+    with progress.log_if_slow("quick"):
+        pass
+    monkeypatch.setattr(progress, "_FIRST_SECONDS", 0.0)
+    with progress.log_if_slow("reading a file"):
+        for _ in range(1000):
+            time.sleep(0.01)
+            if said := capsys.readouterr().err:
+                break
+    assert said == "reading a file\n"
 
 
 def test_a_terminal_gets_a_bar():
