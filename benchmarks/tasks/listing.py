@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import re
 import textwrap
@@ -19,7 +20,8 @@ from benchmarks.results.protocol import FULL_SIZE
 from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, all_benchmarks, get_benchmark, settings_by_kind
 from clips.commandline.parsing import field_lines
-from clips.typed_data import to_plain
+from clips.text_files import read_yaml
+from clips.typed_data import from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class ListConfig:
     """List the benchmarks.
 
     Args:
-        benchmark: list the settings of this one alone, or of this task of lmms-eval; also prompt, scorer, source and
-            pitfalls, if the benchmark states them.
+        benchmark: list this one alone, or this task of lmms-eval: prompt, scorer, data, source, pitfalls, as far as
+            they are known, and its settings.
         tasks: also list every task of lmms-eval; all of them can be used.
     """
 
@@ -106,11 +108,17 @@ def run_list(config: ListConfig) -> None:
 
 
 def details(name: str, entry: Benchmark) -> dict[str, str]:
-    """Heading → text: prompt, scorer, source and pitfalls of a benchmark, or the datasets that it reads."""
+    """Heading → text: prompt, scorer, source and pitfalls of a benchmark, and the datasets that it reads."""
     datasets = {
         known.name: "; ".join(filter(None, (known.about, known.source))) for known in KNOWN_DATASETS.get(name, ())
     }
-    return {**entry.details, **datasets}
+    return {**_protocols().get(name, {}), **entry.details, **datasets}
+
+
+@functools.cache
+def _protocols() -> dict[str, dict[str, str]]:
+    content = read_yaml(Path(__file__).with_name("protocols.yaml"))
+    return from_plain(dict[str, dict[str, str]], content, what="protocols")
 
 
 def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:
