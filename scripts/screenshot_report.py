@@ -1,4 +1,4 @@
-"""Take the README's screenshot of a report: the first screen of its page, in the light scheme.
+"""Take the README's screenshots of a report: the first screen of its page, in a light and a dark scheme (-dark.png).
 
     python scripts/screenshot_report.py runs/demo docs/report.png
 
@@ -11,6 +11,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -28,11 +29,14 @@ def main() -> int:
         return 2
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        page.goto(page_file.resolve().as_uri())
-        image = Image.open(io.BytesIO(page.screenshot(scale="css"))).convert("RGB")
+        schemes: list[tuple[Literal["light", "dark"], Path]]
+        schemes = [("light", output), ("dark", output.with_stem(f"{output.stem}-dark"))]
+        for scheme, file in schemes:
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+            page.goto(page_file.resolve().as_uri())
+            image = Image.open(io.BytesIO(page.screenshot(scale="css"))).convert("RGB")
+            image.quantize(COLORS, dither=Image.Dither.NONE).save(file, optimize=True)
         browser.close()
-    image.quantize(COLORS, dither=Image.Dither.NONE).save(output, optimize=True)
     return 0
 
 

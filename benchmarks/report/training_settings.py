@@ -111,7 +111,8 @@ class TrainingDiff:
         if not self.differing and not self.same:
             return ""
         same = f"{'the other' if self.differing else 'all'} {self.same} settings are the same" if self.same else ""
-        return ", ".join(filter(None, [same, f"{self.one_sided} more stated of one alone" if self.one_sided else ""]))
+        alone = f"{self.one_sided} are known of one training only" if self.one_sided else ""
+        return ", ".join(filter(None, [same, alone]))
 
     @property
     def in_short(self) -> str:

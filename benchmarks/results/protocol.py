@@ -132,7 +132,7 @@ def name_one_sided(lines: Sequence[str]) -> list[str]:
     """Lines of `describe_differences`, with the settings that only one side states by name, in one last line."""
     alone = [line for line in lines if re.search(r': "?not stated"? against | against "?not stated"?$', line)]
     names = ", ".join(line.partition(": ")[0] for line in alone)
-    return [*(line for line in lines if line not in alone), *([f"stated of one alone: {names}"] if names else [])]
+    return [*(line for line in lines if line not in alone), *([f"only one of them states {names}"] if names else [])]
 
 
 def _nested_settings(value: Any) -> dict[str, Any]:
