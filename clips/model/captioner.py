@@ -146,7 +146,7 @@ class CaptionHead(nn.Module):
     """Output LayerNorm and bias-free vocabulary matrix.
 
     LayerNorm, softmax and loss are float32; an autocast applies to the matrix product only, which is the captioner's
-    largest and takes less than half the time in bfloat16 (docs/performance.md).
+    largest and takes less than half the time in bfloat16 (docs/scores/measurements.md).
     """
 
     def __init__(self, width: int, vocabulary: int) -> None:

@@ -224,7 +224,7 @@ def test_the_large_model_by_hand_and_as_measured():
     text = 12 * 12 * 768**2 * 160
     captioner = 12 * 12 * 768**2 * 242 + 768 * 32000 * 127
     assert plan.flops == pytest.approx(6 * (visual + text + captioner), rel=0.05)
-    for recipe, measured in (("clip", 71.4e9), ("clips", 122.5e9)):  # on an H200, see docs/performance.md
+    for recipe, measured in (("clip", 71.4e9), ("clips", 122.5e9)):  # on an H200, see docs/scores/measurements.md
         fields = {"model": dataclasses.replace(stage.model, image_size=224), "global_batch_size": 256}
         step = dataclasses.replace(stage, recipe=RecipeConfig(name=recipe), **fields)
         memory = plan_stage(TrainPlanConfig(train_config="", num_gpus=1), step).memory
