@@ -167,7 +167,8 @@ def fast_sdpa_backend(device: torch.device, precision: Literal["fp32", "bf16"]) 
 
 Rows = Literal["texts", "captions"]
 # Each group launches all kernels once more, casts all weights and adds to their gradients. On an H200 three more groups
-# of 64 web captions made a step of B/16 47 ms longer, of 107, and saved 8 % of its operations (docs/scores/measurements.md).
+# of 64 web captions made a step of B/16 47 ms longer, of 107, and saved 8 % of its operations
+# (docs/scores/measurements.md).
 MIN_GROUP_SIZE: dict[str, dict[Rows, int]] = {
     "cpu": {"texts": 16, "captions": 16},
     "cuda": {"texts": 512, "captions": 64},  # a caption's row has the tokens of its image too
