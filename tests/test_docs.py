@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, split, transcript
 from docs_rules import RULES, SWAPS, rule_for
@@ -170,3 +171,21 @@ def test_help_writes_null_as_yaml_and_flags_do(program: str, name: str):
     texts = [command.help, help_text(config, f"{program} {name}", command.positional, command.rest)]
     texts += [f"{docstring_summary(kind)}\n{help_text(kind, '', (), None)}" for _, kind in list_item_classes(config)]
     assert not [text for text in texts if re.search(r"\bNone\b", text)]
+
+
+def test_readmes_table_is_of_the_stored_scores():
+    scores = pd.read_csv(ROOT / "docs" / "scores" / "demo.csv").query("study == 'demo'")
+    means = scores.groupby(["encoder", "benchmark", "metric"])["value"].mean()
+    columns = {
+        "retrieval T→I R@1": ("retrieval", "t2i_r1"), "retrieval I→T R@1": ("retrieval", "i2t_r1"),
+        "pope accuracy": ("pope", "pope_accuracy"), "gqa exact match": ("gqa", "exact_match"),
+        "nocaps\\_val CIDEr": ("nocaps_val", "nocaps_CIDEr"),
+    }  # fmt: skip
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert header[1:] == [*columns]
+    models = [row for row in rows if row[0] in {"untrained", "clip", "clips"}]
+    assert len(models) == 3
+    for name, *cells in models:
+        for cell, column in zip(cells, columns.values(), strict=True):
+            assert float(re.match(r"\**([\d.]+)", cell)[1]) == pytest.approx(means[name, *column], abs=0.051)
