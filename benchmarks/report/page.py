@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from benchmarks.report.published import REFERENCE_NOTE, published_comparison
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import commit_text
+from benchmarks.study.study_record import StepPlan
 from clips.safe_text import jinja_finalize
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def _reproduction(source: ReportSource) -> dict[str, Any]:
     protocols = {name: first[name].protocol for name in source.benchmarks if name in first}
     return {
         "study": study,
+        "plan": plan_columns(study.steps) if study else [],
         "facts": {name: str(value) for name, value in facts.items()},
         "protocols": {
             name: {key.replace("_", " "): str(value) for key, value in protocol.items()}
@@ -89,6 +92,18 @@ def _reproduction(source: ReportSource) -> dict[str, Any]:
             for name, row, result in results
         ],
     }
+
+
+def plan_columns(steps: Mapping[str, StepPlan]) -> list[list[str]]:
+    """``[["data × 2"], ["encoder × 3"], …]``: the steps by the longest way to them, counted by kind."""
+
+    @functools.cache
+    def depth(name: str) -> int:
+        return max((depth(parent) + 1 for parent in steps[name].parents), default=0)
+
+    counts = Counter((depth(name), step.kind) for name, step in steps.items())
+    columns = itertools.groupby(sorted(counts), key=lambda place: place[0])
+    return [[f"{place[1]} × {counts[place]}" for place in places] for _, places in columns]
 
 
 SECTIONS: tuple[Section, ...] = (

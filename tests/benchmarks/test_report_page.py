@@ -14,9 +14,10 @@ from report_study import Page, make_study
 
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
 from benchmarks.report.notes import KINDS, MAX_WORDS, Note, brief_notes, grouped_notes
-from benchmarks.report.page import SECTIONS, render_page
+from benchmarks.report.page import SECTIONS, plan_columns, render_page
 from benchmarks.report.report import build_report
 from benchmarks.report.report_command import ReportConfig, run_report
+from benchmarks.study.study_record import StepPlan
 from clips.errors import UserError
 
 
@@ -168,3 +169,16 @@ def test_accepted_steps_are_counted_if_they_are_many():
     changed = "accepted 2026-11-26; changed since creation: files"
     assert [*_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
     assert [*_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]
+
+
+def test_the_plan_is_counted_by_kind_and_by_the_longest_way_to_a_step():
+    def step(kind: str, *parents: str) -> StepPlan:
+        return StepPlan(kind=kind, command="", key="", parents=parents)
+
+    steps = {
+        "score-b": step("evaluation", "b", "test"), "b": step("encoder", "a"), "a": step("encoder", "train"),
+        "train": step("data"), "test": step("data"), "score-a": step("evaluation", "test", "a"),
+    }  # fmt: skip
+    assert plan_columns(steps) == [
+        ["data × 2"], ["encoder × 1"], ["encoder × 1", "evaluation × 1"], ["evaluation × 1"]
+    ]  # fmt: skip
