@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,8 +27,6 @@ from clips.ranges import PositiveFloat
 from clips.safe_text import log_info
 
 if TYPE_CHECKING:
-    import torch
-
     from clips.interchange.conversion import ImportedEncoder
 
 IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(path, architecture)
@@ -68,8 +64,9 @@ class ImportConfig:
         path: a directory in open_clip's Hub format (also published CLIPS and OpenVision models) or of transformers'
             CLIPModel or SiglipModel; or a weights file: safetensors, a torch state dict or checkpoint.
         output: the encoder directory to write.
-        architecture: of a weights file: a CLIPS architecture, an open_clip name, or a published one
-            (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
+        architecture: of a weights file, unless its sizes are those of one architecture of open_clip alone: a CLIPS
+            architecture, an open_clip name, or a published one (openvision-vit-large-patch14-224,
+            ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
         preprocessing: of a weights file that was trained with another than open_clip gives to files (it is printed): a
             pretrained tag of the architecture in open_clip, such as webli or datacomp1b, or its entries.
         format: open_clip, hf_clip or hf_siglip; detected from the content if not given.
@@ -105,6 +102,7 @@ def run_import(config: ImportConfig) -> None:
     from clips.encoder import load_encoder
     from clips.interchange.conversion import conform, tower_tensors
     from clips.interchange.hf_files import model_type
+    from clips.interchange.open_clip_format import architectures_of_size
     from clips.interchange.parity import Parity, compare
     from clips.model.architectures import describe_preprocessing
 
@@ -122,7 +120,7 @@ def run_import(config: ImportConfig) -> None:
     try:
         weights = conform(imported.weights, tower_tensors(imported.model_cfg, path), imported.where)
     except UserError as error:
-        near = _architectures_of_size(imported.weights) if config.architecture else []
+        near = architectures_of_size(imported.weights) if config.architecture else []
         if not near or config.architecture in near:
             raise
         raise UserError(f"{error}; did you mean --architecture {' or '.join(near)}?") from None
@@ -158,31 +156,6 @@ def run_import(config: ImportConfig) -> None:
         write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
     _report_preprocessing(imported, config)
     log_info(f"{output}: encoder imported from {format}; {parity}")
-
-
-def _architectures_of_size(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """open_clip's ViTs whose config has the sizes of these weights; those with QuickGELU have the same as without."""
-    import open_clip
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
-    shapes = {name.removeprefix("text."): tuple(value.shape) for name, value in weights.items()}
-    layers = Counter(name.partition("transformer.")[0] for name in shapes if name.endswith(".attn.in_proj_bias"))
-    near = []
-    for name in open_clip.list_models():
-        cfg = open_clip.get_model_config(name)
-        image, text = CLIPVisionCfg(**cfg["vision_cfg"]), CLIPTextCfg(**cfg["text_cfg"])
-        if image.timm_model_name or text.hf_model_name or not isinstance(image.layers, int) or "quickgelu" in name:
-            continue  # the sizes in the config are not the model's, or it is a ResNet
-        expected = {
-            "visual.conv1.weight": (image.width, 3, image.patch_size, image.patch_size),
-            "visual.positional_embedding": ((image.image_size // image.patch_size) ** 2 + 1, image.width),
-            "positional_embedding": (text.context_length, text.width),
-            "token_embedding.weight": (text.vocab_size, text.width),
-            "text_projection": (text.width, cfg["embed_dim"]),
-        }
-        if expected.items() <= shapes.items() and [layers["visual."], layers[""]] == [image.layers, text.layers]:
-            near.append(name)
-    return near
 
 
 def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:

@@ -7,6 +7,7 @@ open_clip, which derived the tokenizer from the model's name; here the config st
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from clips.model_refs import (
     OPEN_CLIP_WEIGHTS,
     state_tokenizer,
 )
+from clips.safe_text import log_info
 from clips.text_files import safe_json_loads
 
 PREPROCESSING_OF_FILES = "open_clip's for a file of weights"
@@ -65,7 +67,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         cfg, source = recorded["model_cfg"], "open_clip's default"
         preprocess = architectures.complete_preprocess_cfg({}, cfg["vision_cfg"].get("image_size", 224))
     else:
-        raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
+        cfg, preprocess, source = configs_for_architecture(infer_architecture(weights, path), weights)
     if recorded is not None and recorded.get("preprocess_cfg"):
         preprocess = architectures.complete_preprocess_cfg(recorded["preprocess_cfg"], preprocess["size"])
         source = f"that of {OPEN_CLIP_CONFIG}"
@@ -132,6 +134,48 @@ def parse_released_name(name: str) -> tuple[str, int | None]:
             if architecture in architectures.list_architectures():
                 return architecture, int(match["size"])
     return name, None
+
+
+def infer_architecture(weights: Mapping[str, Tensor], path: Path) -> str:
+    """The only architecture of open_clip with these sizes.
+
+    Raises:
+        UserError: there is none, or there are several, as of most that OpenAI trained, with QuickGELU.
+    """
+    import open_clip
+
+    known, near = {*open_clip.list_models()}, architectures_of_size(weights)
+    near += [name for each in near if (name := f"{each}-quickgelu") in known]
+    if len(near) == 1:
+        log_info(f"{path}: its sizes are those of {near[0]} alone, which is taken as --architecture")
+        return near[0]
+    sizes = f"; its sizes are those of {' and '.join(near)}" if near else ""
+    raise UserError(f"{path}: a weights file does not state its architecture; give --architecture{sizes}")
+
+
+def architectures_of_size(weights: Mapping[str, Tensor]) -> list[str]:
+    """open_clip's ViTs whose config has the sizes of these weights; those with QuickGELU have the same as without."""
+    import open_clip
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    shapes = {name.removeprefix("text."): tuple(value.shape) for name, value in weights.items()}
+    layers = Counter(name.partition("transformer.")[0] for name in shapes if name.endswith(".attn.in_proj_bias"))
+    near = []
+    for name in open_clip.list_models():
+        cfg = open_clip.get_model_config(name)
+        image, text = CLIPVisionCfg(**cfg["vision_cfg"]), CLIPTextCfg(**cfg["text_cfg"])
+        if image.timm_model_name or text.hf_model_name or not isinstance(image.layers, int) or "quickgelu" in name:
+            continue  # the sizes in the config are not the model's, or it is a ResNet
+        expected = {
+            "visual.conv1.weight": (image.width, 3, image.patch_size, image.patch_size),
+            "visual.positional_embedding": ((image.image_size // image.patch_size) ** 2 + 1, image.width),
+            "positional_embedding": (text.context_length, text.width),
+            "token_embedding.weight": (text.vocab_size, text.width),
+            "text_projection": (text.width, cfg["embed_dim"]),
+        }
+        if expected.items() <= shapes.items() and [layers["visual."], layers[""]] == [image.layers, text.layers]:
+            near.append(name)
+    return near
 
 
 def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], str]:

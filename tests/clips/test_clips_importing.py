@@ -296,6 +296,25 @@ def test_a_file_of_weights_with_its_architecture(tmp_path: Path, kind: str, smal
     assert difference == (0 if rename is str else None)  # open_clip's own loader reads no other names
 
 
+def test_the_architecture_of_weights_is_that_of_their_sizes_if_there_is_one(
+    tmp_path: Path, small_architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from open_clip import factory
+
+    model = written(tmp_path / "weights.pt")
+    assert_same_weights(imported(tmp_path / "weights.pt", tmp_path / "encoder"), model)
+    assert f"its sizes are those of {small_architecture} alone" in capsys.readouterr().err
+    monkeypatch.setitem(factory._MODEL_CONFIGS, f"{small_architecture}-quickgelu", world.VIT)
+    message = f"give --architecture; its sizes are those of {small_architecture} and {small_architecture}-quickgelu"
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path / "weights.pt", tmp_path / "other")
+    monkeypatch.delitem(factory._MODEL_CONFIGS, f"{small_architecture}-quickgelu")
+    monkeypatch.delitem(factory._MODEL_CONFIGS, small_architecture)
+    with pytest.raises(UserError, match=r"does not state its architecture; give --architecture$"):
+        imported(tmp_path / "weights.pt", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_training_checkpoint_with_its_architecture(tmp_path: Path, small_architecture: str):
     file = tmp_path / "epoch_3.pt"
     model = written(file, lambda name: f"module._orig_mod.{name}", optimizer={"state": {}, "param_groups": []})
@@ -742,7 +761,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
     written(path)
     run = ["import", str(path), "--output", str(output)]
     for extra, complaint in (
-        ([], "does not state its architecture; give --architecture"),
         (["--architecture", "ViT-small0-9"], "did you mean 'ViT-small0-8'?"),
         (["--architecture", "coca_ViT-B-32"], "has CoCa's decoder"),
         (["--architecture", "ViT-S-32"], f"expected (77, 384); did you mean --architecture {small_architecture}?"),
