@@ -177,7 +177,7 @@ def test_a_llava_that_was_trained_further_has_the_encoder_and_llm_of_its_start(t
     alone = diff_training(
         TrainingSettings(settings={"seed": read_training(further).settings["seed"]}), read_training(other)
     )
-    assert alone.rest.startswith(f"{alone.one_sided} more")  # none is the same
+    assert alone.rest.startswith(f"{alone.one_sided} are known of one training only")  # none is the same
     (start / "manifest.json").unlink()
     assert "encoder" not in read_training(further).settings
     assert read_training(further).unknown == (f"how its llava was trained ({start} has no manifest of this suite)",)
