@@ -290,8 +290,8 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
 def _reject_equal_names(table: pd.DataFrame) -> None:
     """Reject a model named as another one is with its seed, in a file or in the report."""
     owners: dict[str, str] = {}
-    seeds = table["seed"].map(lambda seed: "" if math.isnan(seed) else f"{seed:.0f}")
-    for model, seed in dict.fromkeys(zip(table["model"], seeds, strict=True)):
+    for model, number in table[["model", "seed"]].drop_duplicates().itertuples(index=False):
+        seed = "" if math.isnan(number) else f"{number:.0f}"
         with_seed = {f"{safe_name(model)}-s{seed}", f"{model} (seed {seed})"} if seed else set()
         for name in {safe_name(model), model} | with_seed:
             if owners.setdefault(name, model) != model:
@@ -307,10 +307,10 @@ def _results(table: pd.DataFrame, files: Mapping[str, Path | None]) -> list[Impo
     for (benchmark, metric), lines in table[~table["is_published"]].groupby(["benchmark", "metric"], sort=False):
         specs[benchmark, metric] = _spec_of_items(metric, lines)
     # the metrics of all models in one order: the first one is that of the categories and examples
-    metrics = list(table["metric"].unique())
+    table = table.assign(place=table.groupby("metric", sort=False).ngroup())
     by_result = list(table.groupby([*_RESULT], dropna=False, sort=False))
     return [
-        _result(lines.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable"), specs, files)
+        _result(lines.sort_values("place", kind="stable"), specs, files)
         for _, lines in progress_iter(by_result, "reading", "results")
     ]
 
@@ -401,10 +401,10 @@ def _items(lines: pd.DataFrame, specs: Mapping[tuple[str, str], MetricSpec]) -> 
 
     first = lines.drop_duplicates("item").set_index("item", drop=False)
     items = first[["item"]].copy()
-    alone = "" if (first["image"] == "").all() else "item "
-    while first["image"].isin(alone + first["item"]).any():
-        alone += "item "
-    items["image"] = first["image"].where(first["image"] != "", alone + first["item"])
+    named, alone = first["image"] != "", ""
+    while named.any() and not named.all() and first["image"].isin(alone + first["item"]).any():
+        alone += "item "  # an item without an image is of none that another item names
+    items["image"] = first["image"] if named.all() else first["image"].where(named, alone + first["item"])
     items[IMAGE_HASH] = pd.Series(None, items.index, dtype=object)  # whose images other benchmarks share is not known
     items["direction"] = ""
     for name in ("category", "question", "prediction", "target"):
