@@ -73,7 +73,7 @@ COMMANDS = {
         positional=("path",),
         examples=(
             "clips import epoch_1.pt --architecture ViT-B-32 --output imported/mine",
-            "clips import openai/clip-vit-large-patch14 --output imported/clip-l",
+            "clips import models/clip-vit-large-patch14 --output imported/clip-l",
         ),
     ),
 }

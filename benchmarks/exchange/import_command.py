@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.exchange import lmms_eval
-from benchmarks.exchange.imported import Imported, tool_text
+from benchmarks.exchange.imported import Imported, seed_suffix, tool_text
 from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.results import check_name, check_not_newer, read_fields, result_path, write_result
 from benchmarks.results.validation import check_fields, check_items
@@ -57,7 +57,7 @@ def run_import(config: ImportConfig) -> None:
         if file.suffix not in {".json", *SUFFIXES}:
             raise UserError(f"{file}: expected lmms-eval's results, .json, or a table of items, .parquet or .csv")
         for result, items in lmms_eval.read(file) if file.suffix == ".json" else read_item_tables([file]):
-            of_seed = f"-s{result.model['seed']}" if "seed" in result.model else ""
+            of_seed = seed_suffix(result.model.get("seed"))
             result = dataclasses.replace(
                 result,
                 model_name=config.model_name + of_seed if config.model_name else result.model_name,

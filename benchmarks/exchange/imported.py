@@ -86,7 +86,7 @@ def make_imported(
         | {"benchmark": benchmark, "measured_elsewhere": tool if version == NOT_STATED else f"{tool} {version}"}
     )
     result = Result(
-        model_name=safe_name(model) + ("" if seed is None else f"-s{seed}"),
+        model_name=safe_name(model) + seed_suffix(seed),
         benchmark=safe_name(benchmark),
         benchmark_type=benchmark_type,
         status="ok",
@@ -107,6 +107,11 @@ def make_imported(
         },
     )
     return Imported(result, items)
+
+
+def seed_suffix(seed: int | str | None) -> str:
+    """The end of the name of a result's directory, by which it differs from those of the model's other seeds."""
+    return "" if seed is None else f"-s{seed}"
 
 
 def tool_text(origin: Mapping[str, str]) -> str:

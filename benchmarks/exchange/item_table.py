@@ -13,7 +13,15 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.exchange.imported import NOT_STATED, Imported, check_scale, make_imported, measured_metric, safe_name
+from benchmarks.exchange.imported import (
+    NOT_STATED,
+    Imported,
+    check_scale,
+    make_imported,
+    measured_metric,
+    safe_name,
+    seed_suffix,
+)
 from benchmarks.results.formatting import join_with_and
 from benchmarks.results.result_types import CHANCE, IMAGE_HASH, Metric
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
@@ -291,9 +299,9 @@ def _reject_equal_names(table: pd.DataFrame) -> None:
     """Reject a model named as another one is with its seed, in a file or in the report."""
     owners: dict[str, str] = {}
     for model, number in table[["model", "seed"]].drop_duplicates().itertuples(index=False):
-        seed = "" if math.isnan(number) else f"{number:.0f}"
-        with_seed = {f"{safe_name(model)}-s{seed}", f"{model} (seed {seed})"} if seed else set()
-        for name in {safe_name(model), model} | with_seed:
+        seed = None if math.isnan(number) else int(number)
+        of_row = f"{model} (seed {seed})" if seed is not None else model  # as `RowRecord.model` reads it
+        for name in {safe_name(model), model, safe_name(model) + seed_suffix(seed), of_row}:
             if owners.setdefault(name, model) != model:
                 message = f"model: expected a name unlike '{name:.{_SHOWN}}', that of another model and its seed"
                 _reject(table, (table["model"] == model).to_numpy(), message)
@@ -318,13 +326,13 @@ def _results(table: pd.DataFrame, files: Mapping[str, Path | None]) -> list[Impo
 def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
     """The metric of all models' items: a ratio, or points.
 
-    Models in different scales would differ significantly: so one whose scores reach at most 1 is rejected beside one
-    whose scores reach 5, unless the scale is stated.
+    Models, or seeds, in different scales would differ significantly: so one whose scores reach at most 1 is rejected
+    beside one whose scores reach 5, unless the scale is stated.
     """
     scores, is_stated, scale = lines["score"].to_numpy(), lines["scale"].notna().any(), _scale(lines)
     _reject(lines, (lines["scale"] <= 0).to_numpy(), "scale: expected a number above 0")
     outside = (scores < -_ROUNDING * scale) | (scores > scale * (1 + _ROUNDING))
-    largest = lines.groupby("model")["score"].transform("max").to_numpy()
+    largest = lines.groupby(["model", "seed"], dropna=False)["score"].transform("max").to_numpy()
     likely_ratios = (largest > 0) & (largest <= 1) & (scores.min() >= 0)
     if is_stated:
         _reject(lines, outside, f"score: expected 0 to {scale:g}, as the scale is {scale:g}")
@@ -431,7 +439,7 @@ def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
         raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
     is_stated = not math.isnan(line["scale"])
     if of_items is not None and is_stated and math.isinf(spec.most):
-        raise UserError(f"{where}: scale: expected that of the metric's items stated, too, got none of them")
+        raise UserError(f"{where}: scale: expected the metric's items to state theirs, too")
     if of_items is not None and line["higher_is_better"] == (not spec.higher_is_better):
         raise UserError(f"{where}: higher_is_better: expected that of the metric's items, {spec.higher_is_better}")
     if is_stated and line["scale"] == spec.most != 1:  # points are stored as they are

@@ -50,26 +50,26 @@ def category_tables(source: ReportSource, items: ItemScores) -> list[Table]:
 def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> Table | None:
     """The table of a benchmark's categories, a row for each seed; None without categories, or with too many.
 
-    Its models are those in the main protocol whose first primary metric can be computed on a part of the items; it is
-    that of the first model.
+    Its models are those in the main protocol whose first primary metric can be computed on a part of the items, and is
+    that of the first of them: a model may lack the first metric of the others.
     """
-    primary = next((name for result in source.results(benchmark).values() for name in result.primary), "")
     results = {
         row: result
         for row, result in source.results(benchmark).items()
         if result.items is not None
-        and next(iter(result.primary), "") == primary
-        and (metric := result.metrics.get(primary)) is not None
+        and (metric := result.metrics.get(next(iter(result.primary), ""))) is not None
         and metric.aggregation is not None
     }
     groups = source.protocol_groups(results)
+    main = next((row for row in results if groups[row] == 0), None)
+    primary = results[main].primary[0] if main else ""
     tables = {row: table for row, result in results.items()
-             if groups[row] == 0 and (table := items.items(result)) is not None}  # fmt: skip
+             if groups[row] == 0 and result.primary[0] == primary
+             and (table := items.items(result)) is not None}  # fmt: skip
     names = sorted({str(name) for table in tables.values() for name in table["category"].dropna().unique()} - {""})
     if not 2 <= len(names) <= MAX_CATEGORIES:
         return None
-    main = next(row for row in results if groups[row] == 0)
-    first = results[main].metrics[results[main].primary[0]]
+    first = results[next(iter(tables))].metrics[primary]
     columns = tuple(
         Column(
             benchmark=benchmark,
@@ -88,7 +88,7 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
         cells = []
         for row in rows:
             result, own = results[row.name], tables[row.name]
-            metric, own = result.metrics[result.primary[0]], own[own["category"] == column.metric]
+            metric, own = result.metrics[primary], own[own["category"] == column.metric]
             value, n = math.nan, 0
             if not own.empty:
                 value = value_of(own, metric)

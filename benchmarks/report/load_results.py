@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.exchange.imported import Imported, tool_text
+from benchmarks.exchange.imported import Imported, seed_suffix, tool_text
 from benchmarks.exchange.item_table import SUFFIXES, read_item_tables
 from benchmarks.results.formatting import join_or_count, join_with_and
 from benchmarks.results.protocol import ranking_keys
@@ -167,7 +167,12 @@ def read_source(*paths: str | Path, baseline: str | None = None) -> ReportSource
             raise UserError(f"{path}: no such file or directory")
     if tables:
         sources.append(source_of_items(read_item_tables(tables), tables[0]))
-    source = name_by_model(_join(sources))
+    source = _join(sources)
+    seeded = {row.model: row.name for row in source.rows if row.seed is not None}
+    for row in source.rows:
+        if row.seed is None and row.name in seeded:  # two rows of one name would get each other's tests
+            raise UserError(f"expected the seed of each result of '{row.name}', as '{seeded[row.name]}' has one")
+    source = name_by_model(source)
     return with_baseline(source, baseline) if baseline else source
 
 
@@ -231,10 +236,6 @@ def _join(sources: Sequence[ReportSource]) -> ReportSource:
                 reject_duplicates((*key, result.path) for result in (earlier, outcome))
             if not isinstance(earlier, Result):
                 outcomes[key] = outcome
-    seeds = {(row.model, row.seed is None): row for row in rows.values()}
-    for model, is_none in seeds:
-        if is_none and (model, False) in seeds:
-            raise UserError(f"expected the seed of each result of '{model}', as '{seeds[model, False].name}' has one")
     benchmarks = dict.fromkeys(name for source in sources for name in source.benchmarks)
     nothing = MissingValue(kind="missing", reason="no result")
     return dataclasses.replace(
@@ -419,7 +420,7 @@ def _plain_source(root: Path) -> ReportSource:
     for file in progress_iter(files, "reading", "results"):
         try:
             result = read_result(file)
-            row = _plain_row(result, result.model_name.removesuffix(f"-s{result.model.get('seed')}"))
+            row = _plain_row(result, result.model_name.removesuffix(seed_suffix(result.model.get("seed"))))
             loaded.append((row.name, result.benchmark, result))
         except UserError as error:
             row = RowRecord(name=file.parent.name, encoder=file.parent.name)

@@ -103,8 +103,8 @@ def write_report(config: ReportConfig, *, brief: bool = False) -> None:
     name = "report" + versus + ("-subset" if config.models or config.benchmarks else "")
     first = Path(config.inputs[0])
     output = writable_directory(config.output or (first if first.is_dir() else first.parent) / name)
-    models, benchmarks = len(report.table.rows), len(report.source.benchmarks)
-    with log_if_slow(f"writing the report of {models} models on {benchmarks} benchmarks"):
+    size = f"{len(report.table.rows)} models on {len(report.source.benchmarks)} benchmarks"
+    with log_if_slow(f"writing the report of {size}"):
         contents = {
             output / name: content
             for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]

@@ -198,7 +198,7 @@ class Cell:
 
     @property
     def metric(self) -> str:
-        """Its name in the results; models may differ in the first metric, of which a category is a part."""
+        """Its name in the results: of a category that of the first metric, of which it is a part."""
         return self.results[0].primary[0] if self.column.is_category else self.column.metric
 
     @property
