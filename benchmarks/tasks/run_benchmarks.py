@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,10 @@ class RunConfig(ModelConfig):
 
 
 @sigterm_interrupts()
-def run_benchmarks(config: RunConfig) -> None:
+def run_benchmarks(config: RunConfig, *, named_after_directory: bool = False) -> None:
     """Evaluate a model on its benchmarks; a failed one is recorded and the others continue.
+
+    ``named_after_directory``: nobody chose the model's name, so results of another model with it are not replaced.
 
     Raises:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
@@ -95,8 +97,10 @@ def run_benchmarks(config: RunConfig) -> None:
         _ = model.device  # raises if there is none
     for benchmark in config.benchmarks:
         entry = get_benchmark(benchmark.entry)
-        model.record(entry.needs)
+        record = model.record(entry.needs)
         check_not_newer(config.output, config.model_name, benchmark.name)
+        if named_after_directory and not config.overwrite and (earlier := _earlier(config, benchmark)) is not None:
+            _reject_other_model(earlier, record)
         for field, path in benchmark.local_paths().items():
             if not Path(path).exists():
                 raise UserError(f"benchmarks.{benchmark.name}.{field}: {path}: no such file or directory")
@@ -248,6 +252,16 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     return known if known.status == "ok" and items and judged else None
 
 
+def _reject_other_model(earlier: Result, record: Mapping[str, str]) -> None:
+    """Raise UserError if a result is of another directory with other weights."""
+    before = str(earlier.model.get("path"))
+    if earlier.model.get("hash") != record["hash"] and Path(before).resolve() != Path(record["path"]).resolve():
+        raise UserError(
+            f"model_name: {earlier.path} is of {before}, not {record['path']}; expected another --model_name, or "
+            "--overwrite true to replace it"
+        )
+
+
 def _headline(result: Result) -> str:
     if result.status == "failed":
         return "failed"  # the reasons are in the error at the end
@@ -298,7 +312,7 @@ def run_encoder(config: RunSingleConfig) -> None:
             if not (exported / OPEN_CLIP_CONFIG).is_file():
                 run_export(ExportConfig(checkpoint=str(last), output=str(exported)))
         directory = str(exported)
-    run_benchmarks(_run_config(config, name, encoder=directory))
+    run_benchmarks(_run_config(config, name, encoder=directory), named_after_directory=config.model_name is None)
 
 
 def run_llava(config: RunSingleConfig) -> None:
@@ -309,7 +323,8 @@ def run_llava(config: RunSingleConfig) -> None:
     """
     if (Path(config.model) / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"{config.model} is an encoder; `clips-bench run encoder {config.model}` evaluates it")
-    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
+    unnamed = config.model_name is None
+    run_benchmarks(_run_config(config, _name(config.model), llava=config.model), named_after_directory=unnamed)
 
 
 def _run_config(config: RunSingleConfig, name: str, **model: str) -> RunConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,8 @@ from torch.utils.data import Dataset, Sampler
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.loader.invalid_samples import Invalid
-from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
-from llava_bridge.data.sources import Samples
-
-_OTHER_MEDIA = re.compile(r"^<(?:video|audio)>\s*$", re.MULTILINE)
-"""Placeholders of other data sets; within a line they may be text, such as a question about HTML."""
-
+from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, InvalidConversationError
+from llava_bridge.data.sources import Samples, find_fault
 
 class ConversationDataset(Dataset):
     """Samples as tokens and images, computed on access.
@@ -80,25 +75,9 @@ class ConversationDataset(Dataset):
         Raises:
             UserError: an image is missing or undecodable.
         """
-        if sample.fault:
-            raise InvalidConversationError(sample.fault)
-        if not sample.turns:
-            raise InvalidConversationError("the conversation is empty")
-        answers = [turn.content for turn in sample.turns if turn.role == "assistant"]
-        if not all(answer.strip() for answer in answers):  # they would teach the LLM to end an answer immediately
-            raise InvalidConversationError("an answer is empty")
-        if answers and not any(turn.trained for turn in sample.turns if turn.role == "assistant"):
-            raise InvalidConversationError("its answers are not to be trained (loss, train or weight)")
+        if fault := find_fault(sample):
+            raise InvalidConversationError(fault)
         messages = [{"role": turn.role, "content": turn.content, "train": turn.trained} for turn in sample.turns]
-        if any(IMAGE in answer for answer in answers):
-            raise InvalidConversationError(f"an answer contains {IMAGE}, which stands for an image")
-        if marker := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):
-            raise InvalidConversationError(f"a message contains {marker[0].strip()}, but only images are read")
-        marks = sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role != "assistant")
-        if marks != len(sample.images):
-            raise InvalidConversationError(
-                f"{len(sample.images)} images but {marks} {IMAGE} tokens in the user's messages"
-            )
         images = [image.open() for image in sample.images]
         encoded = self.chat.encode(messages, self.max_length, images)
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "images": images}

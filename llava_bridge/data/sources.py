@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +21,7 @@ from clips.data.formats.conversation_table import ConversationTable
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_by_image, captions_of
 from clips.data.images import InvalidSampleError
 from clips.errors import UserError, unknown_name_error
+from clips.loader.invalid_samples import InvalidSamples
 from clips.ranges import Positive, PositiveFloat
 
 READ_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.conversations or entry.captions)
@@ -177,6 +180,51 @@ def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Con
         for caption in captions:
             answer = Turn("assistant", caption.strip())
             yield Conversation(image.name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])
+
+
+_OTHER_MEDIA = re.compile(r"^<(?:video|audio)>\s*$", re.MULTILINE)
+"""Placeholders of other data sets; within a line they may be text, such as a question about HTML."""
+
+
+def find_fault(sample: Conversation) -> str:
+    """Why the text of a conversation cannot be trained on, whatever its images and the LLM; empty if it can."""
+    if sample.fault:
+        return sample.fault
+    if not sample.turns:
+        return "the conversation is empty"
+    answers = [turn.content for turn in sample.turns if turn.role == "assistant"]
+    if not all(answer.strip() for answer in answers):  # they would teach the LLM to end an answer immediately
+        return "an answer is empty"
+    if answers and not any(turn.trained for turn in sample.turns if turn.role == "assistant"):
+        return "its answers are not to be trained (loss, train or weight)"
+    if any(IMAGE in answer for answer in answers):
+        return f"an answer contains {IMAGE}, which stands for an image"
+    if marker := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):
+        return f"a message contains {marker[0].strip()}, but only images are read"
+    marks = sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role != "assistant")
+    if marks != len(sample.images):
+        hint = "" if marks else "; the format conversations puts them first"
+        return f"{len(sample.images)} images but {marks} {IMAGE} tokens in the user's messages{hint}"
+    return ""
+
+
+_EXAMINED = 1000  # samples of a stage whose text is checked before any stage is trained
+
+
+def reject_faults(samples: Sequence[Conversation], where: str, max_invalid_ratio: float) -> None:
+    """Raise UserError if clearly more than ``max_invalid_ratio`` of the samples have a fault of their text.
+
+    Of many samples, randomly chosen ones are examined, and an excess within their sampling error is accepted.
+    """
+    examined = sorted(random.Random(0).sample(range(len(samples)), min(_EXAMINED, len(samples))))
+    invalid = InvalidSamples()
+    for index in examined:
+        sample = samples[index]
+        if fault := find_fault(sample):
+            invalid.add([(index, sample.name, fault)])
+    error = 4 * math.sqrt(max_invalid_ratio / len(examined)) if len(examined) < len(samples) else 0.0
+    if invalid.count > (max_invalid_ratio + error) * len(examined):
+        invalid.check(where, "max_invalid_ratio", max_invalid_ratio, len(examined))
 
 
 def split_questions(sample: Conversation) -> Iterator[Conversation]:

@@ -12,7 +12,7 @@ from clips.core.identity import RUN, read_run, run_text
 from clips.core.locks import lock_output
 from clips.errors import UserError
 from llava_bridge.data import read_samples
-from llava_bridge.data.sources import reject_missing
+from llava_bridge.data.sources import join_samples, reject_faults, reject_missing
 from llava_bridge.training.inputs import Inputs
 from llava_bridge.training.launch import log_rank0
 
@@ -48,7 +48,8 @@ def prepare_work_dir(inputs: Inputs) -> None:
     """Keep the state of this run if it was interrupted; delete that of another run without progress.
 
     Raises:
-        UserError: images are missing with ``missing_images: error``, or another run has progress here.
+        UserError: images are missing with ``missing_images: error``, a stage has too many samples with faults of their
+            text, or another run has progress here.
     """
     config, work = inputs.config, inputs.work
     for data in (data for name in config.stages for data in config.stage(name).data):
@@ -56,14 +57,16 @@ def prepare_work_dir(inputs: Inputs) -> None:
             log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)
         elif data.format == "llava" or Path(data.path).suffix in {".json", ".jsonl"}:
-            # Converted once, and its errors reported, before all processes start.
-            read_samples(data, config.seed)
+            read_samples(data, config.seed)  # converted once, before all processes start
     run, before = inputs.identity, read_run(work / RUN)
     if has_progress(work):
         run.reject_other(work, before or {})
     if before is not None and run.difference(before) is None:
         log_rank0(f"resuming the unfinished run in {work}")
         return
+    for name in config.stages:  # all of them, before the first is trained for hours
+        samples = join_samples([read_samples(data, config.seed) for data in config.stage(name).data])
+        reject_faults(samples, f"{name}.data", config.max_invalid_ratio)
     for entry in work.iterdir():
         if entry.name != "lock":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -12,6 +12,7 @@ import clips_world
 import pytest
 import torch
 from report_material import edit, items_table, put_result
+from safetensors.torch import load_file, save_file
 
 from benchmarks.analysis.provenance import ProvenanceNode, lines, trace
 from benchmarks.cli import COMMANDS
@@ -87,6 +88,29 @@ def test_another_training_of_the_same_name_and_steps_is_another_model(made, tmp_
         assert bench(*words(f"{name}/small", made / "test", "--model_name", name)) == 0
     one, two = (read_result(tmp_path / "results" / name / "retrieval.json") for name in ("one", "two"))
     assert one.model["hash"] != two.model["hash"]
+
+
+def test_results_of_another_directory_of_the_same_name_are_not_replaced(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in ("runs", "moved", "imported"):
+        shutil.copytree(made / "small", tmp_path / place / "small")
+    weights = tmp_path / "imported/small/open_clip_model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
+    (tmp_path / "imported/small" / MANIFEST).unlink()  # it has the hash of the weights
+    result = tmp_path / "results/small/retrieval.json"
+    assert bench(*words("runs/small", made / "test")) == 0
+    before = result.read_bytes()
+    assert bench(*words("moved/small", made / "test")) == 0
+    assert "done already" in capsys.readouterr().err
+    assert bench(*words("imported/small", made / "test")) == 2
+    assert "model_name: results/small/retrieval.json is of runs/small, not imported/small" in capsys.readouterr().err
+    assert result.read_bytes() == before
+    assert bench(*words("imported/small", made / "test", "--model_name", "imported")) == 0
+    assert bench(*words("imported/small", made / "test", "--overwrite", "true")) == 0
+    assert read_result(result).model["path"] == "imported/small"
+    edit(result, model={"path": "imported/small", "hash": "of the weights before it was trained again"}, key="other")
+    assert bench(*words("imported/small", made / "test")) == 0
+    assert read_result(result).model["hash"] == directory_hash("imported/small")
 
 
 def test_no_such_directory(made, tmp_path, monkeypatch, capsys):

@@ -147,6 +147,21 @@ def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, c
         prepare_work_dir(resolve_inputs(config))
 
 
+def test_faults_of_the_last_stages_data_are_found_before_the_first_is_trained(config, bridge_talk, tmp_path):
+    rows = json.loads((bridge_talk / "talk.json").read_text())
+    for row in rows:
+        row["conversations"][0]["value"] = row["conversations"][0]["value"].replace("<image>", "")
+    (tmp_path / "unmarked.json").write_text(json.dumps(rows))
+    (good,) = config.instruct.data
+    bad = dataclasses.replace(good, path=str(tmp_path / "unmarked.json"), image_root=str(bridge_talk))
+    config = dataclasses.replace(config, instruct=dataclasses.replace(config.instruct, data=[bad]))
+    (tmp_path / ".one.work").mkdir()
+    with pytest.raises(UserError, match=r"^instruct\.data: 16 of 16 .* 16 × 1 images but 0 <image>.*conversations puts"):
+        prepare_work_dir(resolve_inputs(config))
+    mixed = dataclasses.replace(config.instruct, data=[good, bad])
+    prepare_work_dir(resolve_inputs(dataclasses.replace(config, instruct=mixed, max_invalid_ratio=0.5)))
+
+
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(config, tmp_path, monkeypatch, capsys):
     work = tmp_path / ".one.work"
     with run_dir.lock_work_dir(resolve_inputs(config)):

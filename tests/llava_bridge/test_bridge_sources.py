@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import random
 import re
 import shutil
 import tarfile
@@ -31,6 +32,8 @@ from conversation_files import (
     shards,
     write,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from published_answers import POPE_DATA, TEXTVQA_DATA
 from transformers import AutoTokenizer
@@ -44,7 +47,7 @@ from clips.typed_data import from_plain
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.batches import ConversationDataset
-from llava_bridge.data.sources import in_other_case, read_conversations, split_questions
+from llava_bridge.data.sources import in_other_case, read_conversations, reject_faults, split_questions
 from llava_bridge.training.inputs import describe_data, resolve_inputs
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
@@ -180,6 +183,25 @@ def test_benchmarks_ask_each_question_alone(tmp_path: Path) -> None:
     assert [turn.content for turn in two.turns] == ["<image>\nAnd <image>?", "b"]
     invalid = Conversation("one", images[:1], marks)
     assert [*split_questions(invalid)] == [invalid]
+
+
+@given(st.integers(1, 6000), st.none() | st.floats(0, 1), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_too_many_faults_are_rejected_and_allowed_ones_are_not(
+    count: int, share: float | None, ratio: float, dice: random.Random
+) -> None:
+    talk = Conversation("good", (), [Turn("user", "?"), Turn("assistant", "!")])
+    faulty = set(dice.sample(range(count), int((ratio if share is None else share) * count)))
+    samples = [Conversation("bad", (), talk.turns, "torn") if index in faulty else talk for index in range(count)]
+    rejected = False
+    try:
+        reject_faults(samples, "align.data", ratio)
+    except UserError as error:
+        rejected = True
+        assert "× torn; the first: bad" in str(error)
+    exact = len(faulty) / count
+    if count <= 1000 or exact <= ratio or exact > ratio + 0.16:  # eight standard deviations of 1,000 of them, at 0.3
+        assert rejected == (exact > ratio)
 
 
 def test_the_other_case_of_answers() -> None:
