@@ -30,7 +30,9 @@ from benchmarks.results.results import Result, has_items, read_items, read_resul
 from benchmarks.study.study_record import RECORD_FILE, RowRecord
 from clips.core.durable import atomic_write
 from clips.errors import UserError
+from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.safe_text import log_info
+from llava_bridge.model.llava_checks import is_llava
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +147,11 @@ def read_side(path: str, field: str) -> ReportSource:
         return dataclasses.replace(source, title=path, benchmarks=(result.benchmark,))
     if not root.is_dir():
         raise UserError(f"{field}: {path}: no such file or directory")
+    for kind, is_kind in (("encoder", (root / OPEN_CLIP_CONFIG).is_file()), ("llava", is_llava(path))):
+        if is_kind:
+            raise UserError(
+                f"{field}: {path}: expected results, got a model; `clips-bench run {kind} {path}` writes its results"
+            )
     is_model = any(root.glob("*.json")) and not any(root.glob("*/*.json"))
     is_model &= not (root / RECORD_FILE).is_file()
     source = read_source(root.parent if is_model else path)

@@ -160,10 +160,11 @@ def _typed(frame: pd.DataFrame, where: str, unit: str) -> pd.DataFrame:
     for place, name in enumerate(frame.columns):
         if name in frame.columns[:place]:
             raise UserError(f"{where}: expected different columns, got '{name:.{_SHOWN}}' twice")
-        if name not in COLUMNS:
-            raise unknown_name_error(str(name), COLUMNS, f"column of {where}")
     if missing := [name for name, column in COLUMNS.items() if column.required and name not in frame]:
         raise UserError(f"{where}: expected a column '{missing[0]}' (found {', '.join(map(str, frame.columns))})")
+    for name in frame.columns:
+        if name not in COLUMNS:
+            raise unknown_name_error(str(name), COLUMNS, f"column of {where}")
     if frame.empty:
         raise UserError(f"{where}: expected at least one line, got none")
     first = 2 if unit == "line" else 0

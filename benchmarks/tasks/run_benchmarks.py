@@ -103,7 +103,9 @@ def run_benchmarks(config: RunConfig, *, named_after_directory: bool = False) ->
             _reject_other_model(earlier, record)
         for field, path in benchmark.local_paths().items():
             if not Path(path).exists():
-                raise UserError(f"benchmarks.{benchmark.name}.{field}: {path}: no such file or directory")
+                of_hub = field == "data" and "/" in getattr(entry, "dataset", "")
+                hint = f"; `clips-bench download {benchmark.entry} --output {path}` fetches it" if of_hub else ""
+                raise UserError(f"benchmarks.{benchmark.name}.{field}: {path}: no such file or directory{hint}")
     run_on_all(model.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:

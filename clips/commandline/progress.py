@@ -107,7 +107,7 @@ class ProgressLine:
     """
 
     def __init__(self, step: int, steps: int, *, quiet: bool = False) -> None:
-        self.steps, self.quiet = steps, quiet
+        self.steps, self.quiet, self.lines = steps, quiet, 0
         self.bar: Any = None
         if not quiet and sys.stderr.isatty():
             from rich import progress
@@ -146,9 +146,13 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.update(self.task, description=summary)
             return
-        rate = max(entry["samples_per_second"], 1e-9)
-        left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
-        log_info(f"step {entry['step']}/{self.steps} · {summary} · {int(left) // 60}:{int(left) % 60:02d} left")
+        self.lines += 1
+        left = ""
+        if self.lines > 1:  # the rate of the first includes the start of the workers and the first, slow steps
+            rate = max(entry["samples_per_second"], 1e-9)
+            seconds = int((self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate)
+            left = f" · {seconds // 60}:{seconds % 60:02d} left"
+        log_info(f"step {entry['step']}/{self.steps} · {summary}{left}")
 
 
 def log_estimate(

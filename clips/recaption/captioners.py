@@ -19,6 +19,7 @@ from clips.data.sources import Sample
 from clips.errors import UserError, error_reason
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters
 from clips.recaption.recaption_config import RecaptionConfig
+from clips.text_files import read_json
 
 CaptionsByIndex = dict[int, "list[GeneratedCaption] | str"]
 """Index of a sample → its captions, or the reason why there are none."""
@@ -150,8 +151,15 @@ class CaptionModel:
             if register := getattr(module, "register", None):  # as llava_bridge's, whose import alone is cheap
                 register()
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
+        own_config = Path(config.model, "config.json")
+        kind = read_json(own_config).get("model_type") if own_config.is_file() else None
+        if kind is not None and kind not in CONFIG_MAPPING:
+            raise UserError(
+                f"import_modules: expected the module that registers {config.model}'s model_type '{kind}' with "
+                "transformers, such as [llava_bridge]"
+            )
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         supports_bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
         uses_bf16 = config.precision == "bf16" or (config.precision == "auto" and supports_bf16)

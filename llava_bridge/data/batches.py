@@ -22,6 +22,7 @@ from clips.loader.invalid_samples import Invalid
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, InvalidConversationError
 from llava_bridge.data.sources import Samples, find_fault
 
+
 class ConversationDataset(Dataset):
     """Samples as tokens and images, computed on access.
 

@@ -37,8 +37,7 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
     Args:
         llm: the LLM's directory, or its name on the Hub, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name.
-        image_tokens: number of tokens per image, with ``image_aspect_ratio: anyres`` per tile: 576 for a ViT-L/14 at
-            336 pixels.
+        image_tokens: number of tokens of an image, or of each tile with ``anyres``; a ViT-L/14 at 336 pixels has 576.
         image_aspect_ratio: ``anyres`` counts the tokens of all tiles of an image; the other values are equivalent here.
         image_size: with ``anyres``: tile size in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
@@ -129,7 +128,9 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     if lengths:
         mean, longest = sum(lengths) / len(lengths), max(lengths)
         lines += [
-            f"images      {', '.join(f'{number:,} with {images}' for images, number in sorted(num_images.items()))}",
+            f"images      {', '.join(f'{number:,} with {images}' for images, number in sorted(num_images.items()))}; "
+            f"{config.image_tokens} tokens assumed for each{' tile' if config.image_aspect_ratio == 'anyres' else ''} "
+            "(--image_tokens)",
             f"tokens      {mean:.0f} on average, {longest} at most; {num_truncated:,} truncated at max_length",
             f"supervised  {num_supervised / sum(lengths):.1%} of them",
         ]

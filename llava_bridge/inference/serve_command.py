@@ -137,7 +137,7 @@ def run_serve(config: ServeConfig) -> None:
         from transformers.utils.import_utils import is_serve_available
 
         if not is_serve_available():
-            raise UserError("serve needs fastapi, openai and uvicorn: pip install 'clips-suite[serve]'")
+            raise UserError("serve needs more packages: pip install 'transformers[serving]'")
         import uvicorn
 
         settings = uvicorn.Config(make_app(config.model), log_level="warning", timeout_graceful_shutdown=2)

@@ -119,6 +119,12 @@ def test_a_moved_result_and_one_of_other_data_in_two_runs_of_a_study(tmp_path, m
         report_of(first, second)
 
 
+def test_a_models_directory_has_no_results(bridge_encoder, bridge_llava, tmp_path):
+    for kind, model in (("encoder", bridge_encoder), ("llava", bridge_llava)):
+        with pytest.raises(UserError, match=rf"^first: .* got a model; `clips-bench run {kind} {model}`"):
+            report_of(model, tmp_path)
+
+
 def test_two_runs_of_a_study_and_a_result_that_is_out_of_date(tmp_path, monkeypatch):
     first = make_study(tmp_path, monkeypatch)
     second = tmp_path / "later"

@@ -168,6 +168,9 @@ def test_the_documentations_task_reads_a_directory_of_images(tmp_path):
     assert read_items(found)["question"].tolist()[0] == "Which?"
     with pytest.raises(UserError, match=r"signs' names no dataset on the Hub"):
         run_download(DownloadConfig(tasks=config["task"], output=str(tmp_path / "hub")))
+    hint = r"of pope in lmms-lab-encoder/POPE/ below it; `clips-bench download pope --output \S+` fetches it$"
+    with pytest.raises(UserError, match=hint):
+        run_score(ScoreConfig(**config | {"task": "pope"}, **{**output, "name": "pope"}))
     folder.parent.rename(tmp_path / "data/moved")
     with pytest.raises(UserError, match=r"data: expected the data of signs in signs/ below it$"):
         run_score(ScoreConfig(**config, **{**output, "name": "again"}))

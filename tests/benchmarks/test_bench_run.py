@@ -109,7 +109,7 @@ def test_a_checkpoint_is_exported_by_one_process_while_the_others_wait(tmp_path:
         (Path(config.output) / "open_clip_config.json").touch()
 
     monkeypatch.setattr("clips.export.run_export", export)
-    monkeypatch.setattr(run_benchmarks, "run_benchmarks", evaluated.append)
+    monkeypatch.setattr(run_benchmarks, "run_benchmarks", lambda run, **_: evaluated.append(run))
     config = run_benchmarks.RunSingleConfig(
         model=str(tmp_path / "run"),
         output=str(tmp_path / "results"),
@@ -179,7 +179,7 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"encoder": "misspelt"}, "^encoder: misspelt: no such directory; expected an encoder directory"),
         ({"encoder": __file__}, "is a file, expected an encoder directory; `clips import .* --output DIR` makes one"),
         ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
-        ({"data": "nowhere"}, r"^benchmarks\.retrieval\.data: nowhere: no such file or directory"),
+        ({"data": "nowhere"}, r"^benchmarks\.retrieval\.data: nowhere: no such file or directory$"),
         ({"image_root": "nowhere"}, r"^benchmarks\.retrieval\.image_root: nowhere: no such file"),
         ({"output": "a-file"}, "^a-file: is a file; expected a directory"),
     ],

@@ -147,6 +147,8 @@ def test_groups_name_their_members():
     assert task_groups()["refcoco_bbox_rec"] == tuple(f"refcoco_bbox_rec_{split}" for split in
                                                       ("test", "testA", "testB", "val"))  # fmt: skip
     assert task_groups()["scienceqa_full"] == ("scienceqa", "scienceqa_img")
+    with pytest.raises(UserError, match="'cocoqa' is a format of data, not a benchmark; see docs/"):
+        get_benchmark("cocoqa")
     with pytest.raises(UserError, match="unknown benchmark 'mmmu_vall'; did you mean 'mmmu_val'"):
         get_benchmark("mmmu_vall")
 

@@ -430,6 +430,13 @@ def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], messa
     assert "\n" not in str(raised.value)
 
 
+def test_the_module_of_an_unregistered_model_is_asked_for(settings: Settings, tmp_path: Path):
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava/config.json").write_text('{"model_type": "another_llava"}')
+    with pytest.raises(UserError, match=r"^import_modules: expected the module that registers .*'another_llava'"):
+        run_recaption(settings(model=str(tmp_path / "llava")))
+
+
 @pytest.mark.slow
 def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(tmp_path, bridge_encoder, bridge_talk, capsys):
     config = bridge_world.config_file(tmp_path, "llava", bridge_talk, encoder=str(bridge_encoder))

@@ -22,9 +22,12 @@ def entry(step: int) -> dict[str, Any]:
 
 
 def test_progress_is_plain_lines_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with ProgressLine(0, 10) as line:
-        line.show(entry(5))
-    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8.0 samples/s · 0:02 left\n"
+    with ProgressLine(0, 100) as line:
+        line.show(entry(1) | {"samples_per_second": 0.1})  # the first steps are slow
+        line.show(entry(50))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "step 1/100 · loss 1.500 · 0.1 samples/s"
+    assert second == "step 50/100 · loss 1.500 · 8.0 samples/s · 0:25 left"
     with ProgressLine(0, 10, quiet=True) as line:
         line.show(entry(1))
         line.advance()

@@ -156,7 +156,7 @@ def test_faults_of_the_last_stages_data_are_found_before_the_first_is_trained(co
     bad = dataclasses.replace(good, path=str(tmp_path / "unmarked.json"), image_root=str(bridge_talk))
     config = dataclasses.replace(config, instruct=dataclasses.replace(config.instruct, data=[bad]))
     (tmp_path / ".one.work").mkdir()
-    with pytest.raises(UserError, match=r"^instruct\.data: 16 of 16 .* 16 × 1 images but 0 <image>.*conversations puts"):
+    with pytest.raises(UserError, match=r"^instruct\.data: 16 of 16 .* 16 × 1 images but 0 <image>.*conversations"):
         prepare_work_dir(resolve_inputs(config))
     mixed = dataclasses.replace(config.instruct, data=[good, bad])
     prepare_work_dir(resolve_inputs(dataclasses.replace(config, instruct=mixed, max_invalid_ratio=0.5)))

@@ -144,7 +144,7 @@ def test_the_command_complains_in_one_line(bridge_llava: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="port: expected an integer from 0 to 65535, got 70000"):
         from_plain(ServeConfig, {"model": "d", "port": 70000})
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
-    with pytest.raises(UserError, match=r"^serve needs fastapi, .*: pip install 'clips-suite\[serve\]'$"):
+    with pytest.raises(UserError, match=r"^serve needs more packages: pip install 'transformers\[serving\]'$"):
         run_serve(ServeConfig(model=str(bridge_llava), port=0))
 
 

@@ -185,7 +185,12 @@ def test_benchmarks_ask_each_question_alone(tmp_path: Path) -> None:
     assert [*split_questions(invalid)] == [invalid]
 
 
-@given(st.integers(1, 6000), st.none() | st.floats(0, 1), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.randoms(use_true_random=False))
+@given(
+    st.integers(1, 6000),
+    st.none() | st.floats(0, 1),
+    st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=30, deadline=None)
 def test_too_many_faults_are_rejected_and_allowed_ones_are_not(
     count: int, share: float | None, ratio: float, dice: random.Random
@@ -193,12 +198,11 @@ def test_too_many_faults_are_rejected_and_allowed_ones_are_not(
     talk = Conversation("good", (), [Turn("user", "?"), Turn("assistant", "!")])
     faulty = set(dice.sample(range(count), int((ratio if share is None else share) * count)))
     samples = [Conversation("bad", (), talk.turns, "torn") if index in faulty else talk for index in range(count)]
-    rejected = False
     try:
         reject_faults(samples, "align.data", ratio)
-    except UserError as error:
+        rejected = False
+    except UserError:
         rejected = True
-        assert "× torn; the first: bad" in str(error)
     exact = len(faulty) / count
     if count <= 1000 or exact <= ratio or exact > ratio + 0.16:  # eight standard deviations of 1,000 of them, at 0.3
         assert rejected == (exact > ratio)

@@ -27,6 +27,7 @@ from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_task import LmmsTask, TaskConfig, UnlistedTaskConfig
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from benchmarks.tasks.registry import all_benchmarks, register
+from clips.data.formats import FORMATS
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ def find_task(name: str) -> LmmsTask:
             own=str(path.resolve()),
             config=UnlistedTaskConfig,
         )
+    if name in FORMATS:
+        raise UserError(f"benchmarks: '{name}' is a format of data, not a benchmark; see docs/how-to/own-benchmark.md")
     near = difflib.get_close_matches(name, {**all_benchmarks(), **tasks}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
     raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (see `clips-bench list`)")

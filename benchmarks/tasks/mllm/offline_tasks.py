@@ -82,8 +82,14 @@ def dataset_hash(root: Path, name: str, benchmark: str) -> str:
     """
     dataset = root / name
     if not dataset.is_dir():
-        raise UserError(f"{root}: expected the data of {benchmark} in {name}/ below it")
+        raise _missing_data(root, name, benchmark)
     return _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
+
+
+def _missing_data(root: Path, dataset: str, task: str) -> UserError:
+    of_hub = "/" in dataset  # a task of one's own may name a local directory
+    hint = f"; `clips-bench download {task} --output {root}` fetches it" if of_hub else ""
+    return UserError(f"{root}: expected the data of {task} in {dataset}/ below it{hint}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -346,7 +352,7 @@ def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool 
     from lmms_eval.tasks import get_task_dict
 
     if dataset and not (root / dataset).exists():
-        raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
+        raise _missing_data(root, dataset, name)
     try:
         with suppress_output(), contextlib.chdir(root), _own_cache() as cache, scorer_environment():
             task = get_task_dict([name], index, "simple" if simple else "chat")[name]
