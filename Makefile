@@ -5,7 +5,7 @@ help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): *## \(.*\)/make \1\t\2/p' Makefile | expand -t 15
 install:  ## make .venv and install the suite into it, in a minute
 	@bash scripts/install.sh
-demo:     ## train, plug in, evaluate and compare, in 7 to 15 minutes on two cores
+demo:     ## train, plug in, evaluate and compare, in 10 minutes on two cores
 	@bash scripts/demo.sh
 test:     ## the tests, in 8 minutes on two idle cores
 	@bash scripts/test.sh

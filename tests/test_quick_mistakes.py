@@ -99,7 +99,7 @@ MISTAKES = [
     ("benchmarks report broken", "broken/study.json: not valid JSON"),
     ("benchmarks compare broken encoder", "broken/study.json: not valid JSON"),
     ("benchmarks compare none encoder", "first: none: no such file or directory"),
-    ("benchmarks compare captions.csv encoder", "unknown column of captions.csv 'picture'"),
+    ("benchmarks compare captions.csv encoder", "captions.csv: expected a column 'model' (found picture, caption)"),
     *(
         (
             f"benchmarks {command}",

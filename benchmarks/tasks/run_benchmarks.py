@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,8 @@ class RunConfig(ModelConfig):
 
 
 @sigterm_interrupts()
-def run_benchmarks(config: RunConfig, *, named_after_directory: bool = False) -> None:
+def run_benchmarks(config: RunConfig) -> None:
     """Evaluate a model on its benchmarks; a failed one is recorded and the others continue.
-
-    ``named_after_directory``: nobody chose the model's name, so results of another model with it are not replaced.
 
     Raises:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
@@ -97,10 +95,8 @@ def run_benchmarks(config: RunConfig, *, named_after_directory: bool = False) ->
         _ = model.device  # raises if there is none
     for benchmark in config.benchmarks:
         entry = get_benchmark(benchmark.entry)
-        record = model.record(entry.needs)
+        model.record(entry.needs)
         check_not_newer(config.output, config.model_name, benchmark.name)
-        if named_after_directory and not config.overwrite and (earlier := _earlier(config, benchmark)) is not None:
-            _reject_other_model(earlier, record)
         for field, path in benchmark.local_paths().items():
             if not Path(path).exists():
                 of_hub = field == "data" and "/" in getattr(entry, "dataset", "")
@@ -254,16 +250,6 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     return known if known.status == "ok" and items and judged else None
 
 
-def _reject_other_model(earlier: Result, record: Mapping[str, str]) -> None:
-    """Raise UserError if a result is of another directory with other weights."""
-    before = str(earlier.model.get("path"))
-    if earlier.model.get("hash") != record["hash"] and Path(before).resolve() != Path(record["path"]).resolve():
-        raise UserError(
-            f"model_name: {earlier.path} is of {before}, not {record['path']}; expected another --model_name, or "
-            "--overwrite true to replace it"
-        )
-
-
 def _headline(result: Result) -> str:
     if result.status == "failed":
         return "failed"  # the reasons are in the error at the end
@@ -314,7 +300,7 @@ def run_encoder(config: RunSingleConfig) -> None:
             if not (exported / OPEN_CLIP_CONFIG).is_file():
                 run_export(ExportConfig(checkpoint=str(last), output=str(exported)))
         directory = str(exported)
-    run_benchmarks(_run_config(config, name, encoder=directory), named_after_directory=config.model_name is None)
+    run_benchmarks(_run_config(config, name, encoder=directory))
 
 
 def run_llava(config: RunSingleConfig) -> None:
@@ -325,13 +311,33 @@ def run_llava(config: RunSingleConfig) -> None:
     """
     if (Path(config.model) / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"{config.model} is an encoder; `clips-bench run encoder {config.model}` evaluates it")
-    unnamed = config.model_name is None
-    run_benchmarks(_run_config(config, _name(config.model), llava=config.model), named_after_directory=unnamed)
+    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
 
 
 def _run_config(config: RunSingleConfig, name: str, **model: str) -> RunConfig:
     shared = {field: value for field, value in vars(config).items() if field != "model"}
-    return RunConfig(**shared | {"model_name": config.model_name or name} | model)
+    run = RunConfig(**shared | {"model_name": config.model_name or name} | model)
+    if config.model_name is None and not config.overwrite:
+        _reject_other_model(run)
+    return run
+
+
+def _reject_other_model(config: RunConfig) -> None:
+    """Raise UserError if a result to be written exists, of another directory with other weights.
+
+    Two directories may have one name (``runs/mine``, ``imported/mine``), and nobody has chosen it for the results.
+    """
+    model = EvalModel(config)
+    for benchmark in config.benchmarks:
+        earlier = _earlier(config, benchmark)
+        if earlier is None:
+            continue
+        record, before = model.record(get_benchmark(benchmark.entry).needs), str(earlier.model.get("path"))
+        if earlier.model.get("hash") != record["hash"] and Path(before).resolve() != Path(record["path"]).resolve():
+            raise UserError(
+                f"model_name: {earlier.path} is of {before}, not {record['path']}; expected another --model_name, or "
+                "--overwrite true to replace it"
+            )
 
 
 def _name(directory: str) -> str:

@@ -109,7 +109,7 @@ def test_a_checkpoint_is_exported_by_one_process_while_the_others_wait(tmp_path:
         (Path(config.output) / "open_clip_config.json").touch()
 
     monkeypatch.setattr("clips.export.run_export", export)
-    monkeypatch.setattr(run_benchmarks, "run_benchmarks", lambda run, **_: evaluated.append(run))
+    monkeypatch.setattr(run_benchmarks, "run_benchmarks", evaluated.append)
     config = run_benchmarks.RunSingleConfig(
         model=str(tmp_path / "run"),
         output=str(tmp_path / "results"),
