@@ -19,7 +19,7 @@ class AugmentConfig:
 
     Args:
         crop_scale_min: minimum area of a random crop, as a ratio of the image; 1 squashes the full image instead.
-        color_jitter: strength of SimCLR's color jitter, applied to 80 % of the images: brightness, contrast and
+        color_jitter: strength of SimCLR's color jitter, applied to 80 % of the images. Brightness, contrast and
             saturation change by up to 0.8 times the strength, the hue by up to 0.2 times the strength of its circle.
             The reference uses 0.4: ±0.32 and ±0.08.
         gray_scale_prob: ratio of images converted to gray; the reference uses 0.2.

@@ -50,13 +50,13 @@ class RecipeConfig:
     """The recipe of a training: a name of ``RECIPES``, and settings that override it; unset ones are the recipe's.
 
     Args:
-        name: clip (the web caption), recap and veclip (the web or the synthetic caption, sampled for each use: the
-            web caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
-            with a captioner that is fed the previous words of its target), clips (web and partial synthetic caption,
-            and a captioner that predicts the full synthetic one from image and web caption), siglip (the web caption,
-            sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips),
+        name: clip (the web caption), recap and veclip (the web or the synthetic caption, sampled for each use: the web
+            caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap, with
+            a captioner that is fed the previous words of its target), clips (web and partial synthetic caption, and a
+            captioner that predicts the full synthetic one from image and web caption), siglip (the web caption, sigmoid
+            loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips),
             caption_only (no text tower and no contrast: a captioner predicts the full synthetic caption, fed its
-            previous words, from a random third of the visual tokens, as OpenVision 2), sentences (the web caption and
+            previous words, from a random 35 % of the visual tokens, as OpenVision 2), sentences (the web caption and
             three sentences of the synthetic one).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
             (one of the two), sentences (several sentences of the synthetic caption, as DreamLIP).

@@ -80,7 +80,8 @@ class ModelConfig:
             20 and interpolates the rest, as Long-CLIP does for full long captions.
         text_attention: all (every token of a text attends to all others, padding included, and the feature is at the
             class token, as in CLIPS) or causal (a token attends to previous ones, and the feature is at the EOT token,
-            as in CLIP: training skips the padding, which is faster with short captions and gives the same result).
+            as in CLIP). Causal training skips the padding, which is faster with short captions and gives the same
+            result.
         patch_dropout: ratio of the image's patches that a ViT drops in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         lock_image_unlocked_groups: number of its last layer groups that stay trainable.

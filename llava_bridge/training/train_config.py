@@ -110,7 +110,7 @@ class StageConfig:
         packing: concatenate the samples of a micro-batch to one row, or rows of ``max_length`` tokens if the attention
             needs masks, instead of padding each. Steps have the same samples and losses either way.
         cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all trainings
-            with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
+            with the same images and encoder. With CLIP L/14 at 336 pixels in bf16 that is 1.2 MB per image or tile.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
     """
 
