@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from clips.commandline.progress import log_if_slow
 from clips.core.artifact import check_finished, check_overwritable
 from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, run_text
@@ -31,12 +32,11 @@ from clips.typed_data import to_plain, to_yaml
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"
 TRAIN_STATE_FILE = "train_state.json"
-_SMALL = 2**24  # bytes of tables that are read at once
 KEPT_CHECKPOINTS = 2  # the one before the latest in case that a disk damages the latest
 
 
 def check_files(config: EncoderTrainConfig) -> None:
-    """Check output and data of all stages, of a small table also its columns, before torch is imported for seconds.
+    """Check output and data of all stages, of a local table also its columns, before torch is imported for seconds.
 
     Raises:
         UserError: the output would overwrite something else, or data do not exist, or lack a column.
@@ -48,9 +48,9 @@ def check_files(config: EncoderTrainConfig) -> None:
             if source.format == "webdataset":
                 list_shards(source.path)
             elif source.format in {"table", "capsfusion"}:
-                files = table_files(source.path)
-                if not any(map(is_remote, files)) and sum(Path(file).stat().st_size for file in files) < _SMALL:
-                    open_source(source)
+                if not any(map(is_remote, table_files(source.path))):
+                    with log_if_slow(f"reading {source.path}"):
+                        open_source(source)  # converts a table once, which the training would have to do, too
             elif source.format != "datasets":  # which may be on the Hub
                 local_files(source.path)
 

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 from report_material import METRICS, items_table, put_result
 from report_study import record_study
+from safetensors.numpy import load_file
 from script_modules import load_script
 
 from benchmarks.report.report import build_report
@@ -372,6 +373,16 @@ def test_the_table_of_the_readme_has_the_scores_of_the_demo():
             found = judge_claims.scores_interval(scores, columns[metric].noise)
             if margin.startswith("±"):  # a report pools the variance of seeds over its omitted columns, too
                 assert float(margin[1:]) == pytest.approx(50 * (found.high - found.low), rel=0.08)
+
+
+def test_the_readme_says_how_good_the_demos_llava_is():
+    root = STUDIES.parents[1]
+    parameters, wrong = re.search(r"whose LLM has ([\d.]+) M parameters; (\d+) % of its answers to GQA are wrong",
+                                  (root / "README.md").read_text(encoding="utf-8")).groups()  # fmt: skip
+    (weights,) = (root / "scripts/demo/llm").glob("*.safetensors")
+    assert float(parameters) == round(sum(tensor.size for tensor in load_file(weights).values()) / 1e6, 1)
+    scores = judge_claims.read_study(root / "docs/scores", "demo")["gqa", "exact_match"].scores
+    assert int(wrong) == round(100 - 100 * scores["clips"].value)
 
 
 def race_lines(rng: np.random.Generator, retrieval: dict[str, float], inside: dict[str, float]) -> pd.DataFrame:
