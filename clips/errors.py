@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _MAX_LISTED = 30  # names in one line
+_MAX_REASON = 300  # characters of a library's message
 
 
 class UserError(Exception):
@@ -18,7 +19,8 @@ class UserError(Exception):
 
 def error_reason(error: Exception) -> str:
     """A library's error message as part of one line; the exception type if the message is empty."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON else f"{text[: _MAX_REASON - 1]}…"
 
 
 def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
