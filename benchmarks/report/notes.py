@@ -26,7 +26,7 @@ from benchmarks.results.formatting import (
     strip_control_chars,
 )
 from benchmarks.results.measure import comparable
-from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
+from benchmarks.results.noise import Scores, least_variance
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.protocol import INPUT_PREFIX, has_known_scorer
 from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
@@ -490,7 +490,7 @@ def column_components(table: Table) -> dict[Column, Components]:
     for column in table.columns:
         cells = [cell for cell in table.cells(column) if cell.ci_low is not None and cell.group == 0]
         scores: dict[str, Scores] = {cell.row: cell.evidence for cell in cells if cell.evidence is not None}
-        enough = MIN_VARIANCE_RATIO * max((each.image_variance for each in scores.values()), default=0.0)
+        enough = least_variance(each.image_variance for each in scores.values())
         inside = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}
         planned = [(row.name, row.baseline) for row in table.rows if row.name in inside and row.baseline in inside]
         pairs: Collection[tuple[str, str]] = [(row, other) for row, other in planned if other]

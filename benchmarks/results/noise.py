@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,6 @@ _NODES = 301  # of the integral over the training variance
 _ROUNDING = 1e-9
 _FEW = 2  # degrees of freedom of a variance over seeds
 _STANDS_ALONE = 0.1  # level of the F test by which a model's variance over seeds is larger than that of the others
-MIN_VARIANCE_RATIO = 0.25  # to the largest image variance of a metric; models with less are near an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -363,6 +362,14 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
     )
 
 
+def least_variance(variances: Iterable[float]) -> float:
+    """A quarter of the largest image variance of a metric; models with less are near an end of the scale.
+
+    It is lowered by more than rounding, which would else decide for a model at the limit.
+    """
+    return 0.25 * (1 - 1e-6) * max(variances, default=0.0)
+
+
 def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     """The variance over seeds of the trained models of one metric, each relative to its variance due to images.
 
@@ -374,7 +381,7 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     spread = [scores for scores in several if _differ(scores)]
     if not spread:
         return TrainingNoise(without_spread=bool(several))
-    enough = MIN_VARIANCE_RATIO * max(scores.image_variance for scores in spread)
+    enough = least_variance(scores.image_variance for scores in spread)
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
     variances = [float(scores.values.var(ddof=1)) for scores in inside]
