@@ -274,7 +274,7 @@ def csv_text(frame: pd.DataFrame) -> str:
         if not isinstance(value, str):
             return value
         clean = strip_control_chars(value)
-        # a spreadsheet would run it as a formula
-        return f"'{clean}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean
+        # A spreadsheet would run a formula. A text that looks as an escaped one is escaped, too: ``'@`` is not ``@``.
+        return f"'{clean}" if clean.lstrip("'")[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean
 
     return frame.map(safe).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if len(frame) else ""
