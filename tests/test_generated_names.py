@@ -24,8 +24,8 @@ from clips.safe_text import strip_control_chars
 
 NAMES_PER_REPORT = 8
 WORDS = r"""
-NA nan null None '@x 007 1.10 1e5 true on no 1:30 0x1F inf -1 =1+1 @x [x] [2pt] *star \item \\[1cm] & a_b ~ ^2 #1 $x$ {a}
-a--b --- ``q'' ?` !` <b> &amp; a|b `c` __x__ ~~x~~ ![a](b) 模型一 Ünïcode ℝ³ x² 👍 Ⅷ
+NA nan null None 007 1.10 1e5 true on no 1:30 0x1F inf -1 =1+1 @x [x] [2pt] *star \item \\[1cm] & a_b ~ ^2 #1 $x$ {a}
+'@x a--b --- ``q'' ?` !` <b> &amp; a|b `c` __x__ ~~x~~ ![a](b) 模型一 Ünïcode ℝ³ x² 👍 Ⅷ
 """
 PHRASES = ("* & b", "100 %", '"x"', "- a", "1. a", "# a", "αβ ≤ 5 → 3", "½ × 2", "naïve “q” …", "עברית", "a\u00a0b")
 LETTERS = r"""abzABZ019 -_.,:;!?'"`()[]{}<>/\|@#$%^&*+=~éßøłαΩ≤∞→×²½中가ℝ👍–—“’"""
