@@ -95,6 +95,7 @@ def markdown_list(lines: Iterable[str]) -> str:
 
 _BORDER = 3  # a column's border and its padding
 _LONG = 14  # characters of a number with its margins; longer cells are remarks
+_MOST_REASONS = 3  # why no model was tested
 
 
 def print_report(report: Report, console: Console, *, all_notes: bool = False, brief: bool = False) -> None:
@@ -127,7 +128,11 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False, b
         published = report.reference_results.text()
         print_frame(published, console, transposable=True)
     style = TERMINAL if console.color_system else PLAIN
-    for note in report.all_notes(style) if all_notes else report.first_notes(style):
+    notes = report.all_notes(style) if all_notes else report.first_notes(style)
+    if not report.table.differences:  # why nothing could be tested, in full
+        reasons = [note.text for note in report.notes if note.kind in {"protocol", "untested"}]
+        notes = reasons[:_MOST_REASONS] or notes
+    for note in notes:
         line(f"  {note}", "dim")
     if report.notes and not all_notes:
         kinds = ", ".join(title.lower() for title, _ in grouped_notes(report.notes))

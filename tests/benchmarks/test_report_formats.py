@@ -381,6 +381,15 @@ def test_each_model_and_each_number_is_on_one_line_of_the_terminal(width, benchm
         assert len(shown) == frame.size or left_out
 
 
+def test_the_terminal_says_why_no_model_was_tested(tmp_path):
+    put_result(tmp_path, "one", "gqa", items_table(0.4, benchmark="gqa"))
+    put_result(tmp_path, "two", "gqa", items_table(0.5, benchmark="gqa"), protocol={"prompt": "another"})
+    written = io.StringIO()
+    print_report(build_report(tmp_path), Console(file=written, width=300))
+    assert "No two models could be tested" in written.getvalue()
+    assert 'its settings against theirs: prompt: "another"' in written.getvalue()
+
+
 def test_a_long_name_alone_leaves_nothing_out(capsys):
     for columns in ({"value": ["1.0"]}, {}):
         print_frame(pd.DataFrame(columns, index=["a-name-of-" + "many-" * 12 + "words"]), Console(width=80))
