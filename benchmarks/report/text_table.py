@@ -136,7 +136,7 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False, b
         line(f"  {note}", "dim")
     if report.notes and not all_notes:
         kinds = ", ".join(title.lower() for title, _ in grouped_notes(report.notes))
-        line(f"  All notes are in the written formats, Markdown for example: {kinds}.", "dim")
+        line(f"  Other formats explain: {kinds}.", "dim")
 
 
 def print_frame(frame: pd.DataFrame, console: Console, *, title: str = "", transposable: bool = False) -> None:
@@ -161,7 +161,7 @@ def print_frame(frame: pd.DataFrame, console: Console, *, title: str = "", trans
     _print_table(frames[0].iloc[:, :count], console, title, widths[: count + 1])
     left = [*map(str, frames[0].columns[count:])]
     if left:
-        console.print(f"No room for {join_or_count(left, 'more columns')}; the written formats have all.", markup=False)
+        console.print(f"No room for {join_or_count(left, 'more columns')}; other formats have all.", markup=False)
 
 
 def _print_table(frame: pd.DataFrame, console: Console, title: str, widths: Sequence[int]) -> None:

@@ -352,7 +352,7 @@ def test_a_table_too_wide_for_the_terminal_names_what_it_leaves_out(tmp_path, wi
     assert sum(line.startswith("┏") for line in lines) == 1
     end = next(place for place, line in enumerate(lines) if line.startswith("└"))
     table = "".join(re.sub(r"[^\w.]", "", line) for line in lines[:end])  # of names that wrap, too
-    (left_out,) = re.findall(r"No room for (.*?); the written formats", " ".join(" ".join(lines[end:]).split())) or [""]
+    (left_out,) = re.findall(r"No room for (.*?); other formats", " ".join(" ".join(lines[end:]).split())) or [""]
     for row in report.table.rows:  # no number is lost without a word
         numbers = [cell.number for cell in report.table.scores if cell.row == row.name and cell.value is not None]
         named = row.name in left_out or "more columns" in left_out
