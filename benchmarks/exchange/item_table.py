@@ -338,11 +338,11 @@ def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
     if is_stated:
         _reject(lines, outside, f"score: expected 0 to {scale:g}, as the scale is {scale:g}")
         if scale == _PER_CENT:
-            _reject(lines, likely_ratios, "score: expected per cent, as the scale is 100; the model's reach at most 1")
+            _reject(lines, likely_ratios, "score: expected per cent, as the scale is 100; this model's are at most 1")
     elif largest.max() >= _NOT_RATIOS:
         other = lines["model"].iloc[int(largest.argmax())]
-        reach = f"at most 1, those of '{other:.{_SHOWN}}' {largest.max():g}"
-        _reject(lines, likely_ratios, f"score: the model's reach {reach}: expected one scale, or the column scale")
+        scales = f"this model's scores are at most 1, those of '{other:.{_SHOWN}}' {largest.max():g}"
+        _reject(lines, likely_ratios, f"score: expected one scale, or the column scale: {scales}")
     is_ratio = not outside.any() and scale in {1, _PER_CENT}
     directions = lines["higher_is_better"].dropna()
     return MetricSpec(

@@ -190,7 +190,10 @@ def test_a_model_or_a_seed_in_another_scale_is_rejected(examples: int, tmp_path:
         for (model, seed), frame in zip(runs, frames, strict=True):
             frame["score"] *= scales[model, seed]
         if 1 in scales.values() and {*scales.values()} != {1}:
-            with pytest.raises(UserError, match=r"score: the model's reach at most 1, those of '(?:one|two)' "):
+            with pytest.raises(
+                UserError,
+                match=r"score: expected one scale, .* this model's scores are at most 1, those of '(?:one|two)' ",
+            ):
                 benchmarks.compare(pd.concat(frames))
             return
         ratio = 100 if {*scales.values()} == {1} else 1
