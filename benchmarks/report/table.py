@@ -96,8 +96,9 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Its name in a sentence: ``"pope F1"``, without the benchmark if the label contains it."""
-        return self.label if self.benchmark.casefold() in self.label.casefold() else f"{self.benchmark} {self.label}"
+        """Its name in a sentence: ``"pope F1"``, with the benchmark once if the label begins with it."""
+        has_benchmark = f"{self.label} ".casefold().startswith(f"{self.benchmark} ".casefold())
+        return self.label if has_benchmark else f"{self.benchmark} {self.label}"
 
     @property
     def arrow(self) -> str:

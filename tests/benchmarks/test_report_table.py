@@ -19,7 +19,7 @@ from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.plots import forest_plots
 from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.scores import mean_tables, seed_tables
-from benchmarks.report.table import Cell
+from benchmarks.report.table import Cell, Column
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.statistics import compare, wilson_interval
@@ -476,6 +476,21 @@ def test_the_report_says_what_is_missing(tmp_path: Path, make, said: list[str]):
 def test_an_unknown_name_is_rejected(results, settings, message):
     with pytest.raises(UserError, match=message):
         build_report(results, **settings)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "label", "title"),
+    [
+        ("pope", "F1", "pope F1"),
+        ("pope", "POPE F1", "POPE F1"),
+        ("act", "exact match", "act exact match"),  # or another such benchmark has the same title
+        ("exact", "exactness", "exact exactness"),
+        ("match", "exact match", "match exact match"),
+    ],
+)
+def test_a_title_has_the_benchmark_once(benchmark, label, title):
+    column = Column(benchmark=benchmark, metric="m", label=label, scale=1.0, higher_is_better=True)
+    assert column.title == title
 
 
 def test_a_directory_without_results_is_rejected(tmp_path):
