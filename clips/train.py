@@ -163,7 +163,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             with clock.waiting():
                 batch = next(stream)
             state.invalid_samples.add(batch.pop("invalid_samples"))
-            _seed_step(config.seed, state.step, run.processes.rank)
+            seed_step(config.seed, state.step, run.processes.rank)
             unread.append(train_step(run, prepare_batch(batch, run)))
             state.step += 1
             state.samples_seen += config.global_batch_size
@@ -229,8 +229,8 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
     return {**batch, "image": run.normalize(batch["image"].to(run.processes.device, non_blocking=True))}
 
 
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    # By (seed, step, rank) alone, so that a resumed run has the same random numbers.
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch by (seed, step, rank) alone, so that a resumed run has the same random numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 

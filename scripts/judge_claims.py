@@ -105,7 +105,7 @@ def _run(name: str, steps: int) -> str:
     return f"{name}.25" if steps == 300 and name in ("clip", "clips", "multi_positive") else f"{name}.25.{steps}"
 
 
-def _minus_after(name: str, steps: float) -> dict[str, float]:
+def minus_after(name: str, steps: float) -> dict[str, float]:
     """Weights of minus a recipe's score after so many steps, linear in their logarithm between those that are run."""
     short = max(run for run in (150, 300, 600) if run <= steps or run == 150)
     share = math.log(steps / short) / math.log(2)
@@ -183,10 +183,10 @@ CLAIMS: tuple[Claim, ...] = (
       for benchmark, metric in (("held_out", T2I), ("objects", "acc1"))),
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
-         weights={"clips.25": 1} | _minus_after("clip", 300 * cost), **_OURS)
+         weights={"clips.25": 1} | minus_after("clip", 300 * cost), **_OURS)
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
     *(_B(name="D", text=f"{name} − {other}{label}", condition=f"{steps} steps",
-         weights={_run(name, steps): 1} | _minus_after(other, steps * COSTS[name][cost] / COSTS[other][cost]))
+         weights={_run(name, steps): 1} | minus_after(other, steps * COSTS[name][cost] / COSTS[other][cost]))
       for name, other, cost, label in (
           ("clips", "clip", 0, ", 224 px"), ("clips", "clip", 1, ""), ("multi_positive", "clip", 1, ""),
           ("sentences", "clip", 1, ""), ("veclip", "clip", 1, ""), ("clips", "veclip", 0, ", 224 px"),

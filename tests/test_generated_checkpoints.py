@@ -74,7 +74,7 @@ def models() -> Iterator[dict[str, Any]]:
         for name, cfg in ARCHITECTURES.items():
             patch.setitem(factory._MODEL_CONFIGS, name, cfg)
         # which compares with open_clip's own loader, in half a second
-        patch.setattr(open_clip_format, "_own_features", lambda architecture, where: None)
+        patch.setattr(open_clip_format, "library_features", lambda architecture, where: None)
         originals = {name: world.shaken(build_towers(copy.deepcopy(cfg))) for name, cfg in ARCHITECTURES.items()}
         with tempfile.TemporaryDirectory() as folder:
             for name, write in (("hf_clip", world.hf_clip), ("hf_siglip", world.hf_siglip)):

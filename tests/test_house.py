@@ -6,11 +6,13 @@ import ast
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from transformers import Trainer
 
 from clips import cli, train
 
@@ -116,3 +118,37 @@ def test_the_loss_is_five_hops_from_the_command_and_all_of_them_in_one_file():
     for caller, callee in itertools.pairwise(hops):
         calls = (node.func for node in ast.walk(functions[caller]) if isinstance(node, ast.Call))
         assert callee in {name.id for name in calls if isinstance(name, ast.Name)}, caller
+
+
+def private_functions(files: Iterable[Path]) -> set[str]:
+    """The functions and methods of files whose names begin with one underscore."""
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    functions = (node.name for node in nodes if isinstance(node, ast.FunctionDef))
+    return {name for name in functions if re.match("_[^_]", name)}
+
+
+def named_functions(file: Path) -> Iterator[str]:
+    """The functions that a test imports, reads of another object or replaces by name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            texts = (argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant))
+            yield from (str(text).rpartition(".")[2] for text in texts)
+
+
+def test_tests_name_no_private_function_of_the_suite():
+    private = private_functions(file for folder in (*PACKAGES, "scripts") for file in (ROOT / folder).rglob("*.py"))
+    private -= set(dir(Trainer))  # which the bridge's trainer overrides
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert [f"{file.name}: {name}" for file in tests for name in named_functions(file) if name in private] == []
+
+
+def test_a_private_function_in_a_test_is_found(tmp_path):
+    (tmp_path / "a.py").write_text("def _f(): pass\ndef g(): pass\ndef __h__(): pass\n")
+    (tmp_path / "b.py").write_text("from a import _f, g\na._f\nself._f\nsetattr(a, '_f', 1)\nsetattr('a._f', 1)\n")
+    private = private_functions([tmp_path / "a.py"])
+    assert private == {"_f"}
+    assert [name for name in named_functions(tmp_path / "b.py") if name in private] == ["_f"] * 4

@@ -181,7 +181,7 @@ def with_a_newer_field(kind: type) -> type:
 @pytest.mark.parametrize("kind", sorted({*settings_by_kind().values()}, key=lambda kind: kind.__name__))
 def test_a_result_is_known_again_when_its_benchmark_gets_a_field(kind: type[BenchmarkConfig]):
     def keys(kind: type[BenchmarkConfig], **fields: object) -> tuple[str, str]:
-        return run_benchmarks._keys(
+        return run_benchmarks.result_keys(
             model, entry, kind(name="pope", data="x", **required, **fields), "hash of the model"
         )
 

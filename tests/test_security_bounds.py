@@ -127,9 +127,9 @@ def test_cutting_changes_no_tokens() -> None:
 
 
 def test_words_without_end_are_not_remembered() -> None:
-    tokenizer._word_ids.cache_clear()
+    tokenizer.word_ids.cache_clear()
     tokenizer.ClipsTokenizer()(["a" * 3000 + " car"])
-    assert tokenizer._word_ids.cache_info().currsize == 1
+    assert tokenizer.word_ids.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, b"\xff", "{", ""])

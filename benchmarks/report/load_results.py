@@ -309,7 +309,7 @@ def _study_source(root: Path) -> ReportSource:
     return ReportSource(
         title=study.title or study.name,
         question=study.question,
-        notes=(*study.notes, *([NO_STEP_RECORDS_NOTE] if copied else []), *_acceptances(ran)),
+        notes=(*study.notes, *([NO_STEP_RECORDS_NOTE] if copied else []), *describe_acceptances(ran)),
         rows=study.rows,
         benchmarks=study.benchmarks,
         outcomes=outcomes,
@@ -319,7 +319,7 @@ def _study_source(root: Path) -> ReportSource:
     )
 
 
-def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
+def describe_acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
     """A note for accepted steps whose settings, files or command version have changed since they ran."""
     steps: dict[str, list[str]] = {}
     for record in ran:

@@ -184,7 +184,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
         _about_gains(table),
         _about_unread(table),
         _about_data(source),
-        _about_training(source),
+        about_training(source),
         _about_missing_values(source, seed_table),
         _about_missing_items(source),
         _about_parts(source),
@@ -522,7 +522,7 @@ def _about_data(source: ReportSource) -> Iterator[Note]:
             yield Note(kind="baselines", text=text)
 
 
-def _about_training(source: ReportSource) -> Iterator[Note]:
+def about_training(source: ReportSource) -> Iterator[Note]:
     """The models with other data, steps, batch sizes, learning rates, … than their baseline; seeds may differ."""
     by_difference: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → models, their baselines
     trainings: dict[str, TrainingSettings] = {}

@@ -160,10 +160,11 @@ def move(output: Path, name: str, paths: Sequence[Path]) -> None:
             if file.is_file():
                 place_of(file).write_bytes(file.read_bytes())
         for path in paths:
-            _rename(path, place_of(path))
+            rename_path(path, place_of(path))
 
 
-def _rename(path: Path, target: Path) -> None:
+def rename_path(path: Path, target: Path) -> None:
+    """Rename a file or directory, also to another file system."""
     try:
         path.rename(target)
     except OSError as error:

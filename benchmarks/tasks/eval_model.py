@@ -258,18 +258,19 @@ class EvalModel:
         if needs == "llava" and (lmms := self.config.lmms) is not None:
             _check_lmms_model_name(lmms.model)
             values = [argument.partition("=")[2] for argument in lmms.model_args.split(",")]
-            hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
+            hashes = [model_hash(value) for value in values if value and Path(value).is_dir()]
             name = f"lmms-eval's {lmms.model} ({lmms.model_args})"
             return {"path": name, "hash": digest([lmms.model, lmms.model_args, *hashes])}
         if needs == "llava" and self.config.endpoint:
             return {"path": f"{self.config.llava} of a server", "hash": digest(self._served)}
         if needs == "tower" and self.is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
-        return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
+        return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": model_hash(self.path(needs))}
 
 
 @functools.cache
-def _model_hash(path: str) -> str:
+def model_hash(path: str) -> str:
+    """The hash of a model's directory, computed once in a process."""
     return directory_hash(path)
 
 

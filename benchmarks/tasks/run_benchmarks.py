@@ -140,7 +140,7 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
     key = ""
     reason = None
     try:
-        key, former_key = _keys(model, entry, config, record["hash"])
+        key, former_key = result_keys(model, entry, config, record["hash"])
         scorer = entry.scorer_hash()
         if (
             earlier is not None
@@ -212,7 +212,7 @@ def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Resul
     )
 
 
-def _keys(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> tuple[str, str]:
+def result_keys(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> tuple[str, str]:
     """Hash of all inputs of the result, known before the evaluation, without the settings that have their default.
 
     The second hash is that of results from before these were left out, which stay valid.

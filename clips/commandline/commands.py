@@ -89,7 +89,7 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
     try:
         return _dispatch(program, about, commands, arguments)
     except UserError as error:
-        return _report_error(program, str(error))
+        return report_error(program, str(error))
     except BrokenPipeError:  # the reader of the output has ended (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -99,16 +99,16 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS and error.filename is not None:
-            return _report_error(program, f"{error.filename!s:.250}: {os.strerror(error.errno).lower()}")
+            return report_error(program, f"{error.filename!s:.250}: {os.strerror(error.errno).lower()}")
         if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve
-            return _report_error(program, str(error))
+            return report_error(program, str(error))
         # safetensors raises no OSError
         if any(message in str(error) for message in ("No space left on device", "Disk quota exceeded")):
             where = getattr(error, "filename", None) or "output"
-            return _report_error(program, f"{where}: the disk is full; free some space and run the same command again")
+            return report_error(program, f"{where}: the disk is full; free some space and run the same command again")
         # torch, and imports of compiled modules, raise no OSError
         if os.strerror(errno.EMFILE) in str(error):
-            return _report_error(program, "too many open files; allow more (ulimit -n 4096) and run the command again")
+            return report_error(program, "too many open files; allow more (ulimit -n 4096) and run the command again")
         raise
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -173,7 +173,8 @@ def config_class_of(function: Any) -> type:
     return typing.get_type_hints(function)[parameter]
 
 
-def _report_error(program: str, message: str) -> int:
+def report_error(program: str, message: str) -> int:
+    """Write an error's line to stderr, and for torchrun if it launched this process; return the exit status."""
     message = message if message.startswith(program) else f"{program}: {message}"
     line = strip_control_chars(redact(" ".join(message.splitlines())))
     sys.stderr.write(line + "\n")  # in one call: under a launcher other processes write there too

@@ -166,7 +166,7 @@ class ChatClient:
             for offset in range(len(self.urls)):
                 base = self.urls[(replica + offset) % len(self.urls)].rstrip("/").removesuffix("/chat/completions")
                 try:
-                    reply = await self._try(method, base, path, body)
+                    reply = await self.send_once(method, base, path, body)
                 except _TemporaryError as error:
                     errors.append(error)
                 else:
@@ -186,7 +186,12 @@ class ChatClient:
             await asyncio.sleep(min(wait, deadline - failed))
             delay = min(2 * delay, _MAX_DELAY)
 
-    async def _try(self, method: str, base: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def send_once(self, method: str, base: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Send a request without a second try and return the reply's JSON.
+
+        Raises:
+            ChatServerError: the server cannot be reached, or rejects it.
+        """
         import httpx
 
         try:

@@ -131,12 +131,12 @@ def open_to_umask(root: Path) -> None:
     files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
     for path in files:
         if stat.S_IMODE(path.stat().st_mode) == 0o600:
-            path.chmod(_default_mode(path.parent))
+            path.chmod(default_mode(path.parent))
 
 
 @functools.cache
-def _default_mode(directory: Path) -> int:
-    # Of a file, because the umask cannot be read without setting it for all threads.
+def default_mode(directory: Path) -> int:
+    """A new file's mode in a directory: a probe's, as the umask cannot be read without setting it for all threads."""
     probe = temp_path_for(directory / "umask")
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

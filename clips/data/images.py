@@ -141,7 +141,7 @@ def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarra
 
     None if simplejpeg is not installed, or for a file that `load_rgb` has to judge: all but intact RGB JPEGs.
     """
-    decode, factor = _fast_decoder(), reduction_factor(reduction)
+    decode, factor = fast_decoder(), reduction_factor(reduction)
     if decode is None or image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(_ORIENTATION, 1) != 1:
         return None
     try:
@@ -151,7 +151,8 @@ def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarra
 
 
 @functools.cache
-def _fast_decoder() -> Callable[..., np.ndarray] | None:
+def fast_decoder() -> Callable[..., np.ndarray] | None:
+    """simplejpeg's decoder; None if it is not installed."""
     try:
         import simplejpeg
     except ImportError:

@@ -117,7 +117,7 @@ class ParquetRows:
         def make(target: Path) -> None:
             import pyarrow as pa
 
-            parts = self._read_batches(file, group)
+            parts = self.read_batches(file, group)
             first = next(parts)
             with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
                 for part in itertools.chain([first], parts):
@@ -138,7 +138,7 @@ class ParquetRows:
             if not is_local:
                 raise
             try:
-                rows = pa.Table.from_batches(self._read_batches(self.files[file], group))
+                rows = pa.Table.from_batches(self.read_batches(self.files[file], group))
             except (pa.ArrowException, OSError):  # it is the file that cannot be read now
                 copy = self.fetch(number)
             else:
@@ -151,7 +151,7 @@ class ParquetRows:
                 return rows
         return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
-    def _read_batches(self, file: str, group: int) -> Iterator[Any]:
+    def read_batches(self, file: str, group: int) -> Iterator[Any]:
         """The requested columns of a row group.
 
         Raises:

@@ -183,7 +183,7 @@ class ShardCache:
             return Path(url)
 
         def make(partial: Path) -> None:
-            _download(url, partial)
+            download_file(url, partial)
             check(partial)
 
         return self.made(url, file_name(url) if "://" in url else "shard.tar", make)
@@ -261,7 +261,8 @@ def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> No
         unfinished.discard(partial)
 
 
-def _download(url: str, partial: Path) -> None:
+def download_file(url: str, partial: Path) -> None:
+    """Write the file that a URL or ``pipe:`` command names to ``partial``."""
     if url.startswith(_PIPE):
         with partial.open("wb") as file:
             _run_command(url, stdout=file)

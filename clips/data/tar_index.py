@@ -115,7 +115,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            members = _plain_members(stream)
+            members = plain_members(stream)
             is_plain = members is not None
             if members is None:
                 members = {}
@@ -141,7 +141,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     return TarIndex(path, members, cut=problem is not None)
 
 
-def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
+def plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
     """The members of a whole tar of regular files, read six times as fast as by ``tarfile``.
 
     With ``tarfile`` alone, the first start of a training on 40,000 samples takes 1.2 to 1.5 times as long.

@@ -276,7 +276,7 @@ def write_tokenizer(tokenizer: Any, text_cfg: Mapping[str, Any], directory: Path
         tokenizer.tokenizer.save_pretrained(directory)
         return
     before = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([*_cleaning(cleaning_name(text_cfg)), *before])
+    backend.normalizer = normalizers.Sequence([*cleaning_normalizers(cleaning_name(text_cfg)), *before])
     PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.context_length, **options
     ).save_pretrained(directory)
@@ -305,7 +305,7 @@ def _openai_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def _cleaning(name: str) -> list[Any]:
+def cleaning_normalizers(name: str) -> list[Any]:
     """Return the normalizers of the library tokenizers that clean texts as open_clip does.
 
     Without what needs more than one character's replacement: repaired encodings, HTML entities but for the usual ones.

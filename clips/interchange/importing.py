@@ -116,7 +116,7 @@ def run_import(config: ImportConfig) -> None:
         raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth or .ckpt")
     imported: ImportedEncoder = modules[format].load(path, config.architecture)
     if config.preprocessing is not None:
-        imported = _with_preprocessing(imported, config, format)
+        imported = with_preprocessing(imported, config, format)
     try:
         weights = conform(imported.weights, tower_tensors(imported.model_cfg, path), imported.where)
     except UserError as error:
@@ -158,7 +158,12 @@ def run_import(config: ImportConfig) -> None:
     log_info(f"{output}: encoder imported from {format}; {parity}")
 
 
-def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:
+def with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:
+    """The encoder with the preprocessing that the config states: its entries, or those of an open_clip tag.
+
+    Raises:
+        UserError: no such tag, or the imported files state their own preprocessing.
+    """
     from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 

@@ -83,13 +83,13 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         preprocess_source=source,
         weights=weights,
         write_tokenizer=_tokenizer_writer(path, cfg["text_cfg"]),
-        features=_own_features(architecture, where) if source == PREPROCESSING_OF_FILES else None,
+        features=library_features(architecture, where) if source == PREPROCESSING_OF_FILES else None,
         license=license_from_card(path),
         where=where,
     )
 
 
-def _own_features(architecture: str | None, weights: Path) -> Features | None:
+def library_features(architecture: str | None, weights: Path) -> Features | None:
     """The features of open_clip's own model of a weights file; None if open_clip does not read the file."""
     import open_clip
 

@@ -21,7 +21,7 @@ _UNCHANGED = list(range(256))
 
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
     """A random crop of an RGB image, squashed to a square: (3, size, size) uint8, channels last in memory."""
-    box = _random_box(image.width, image.height, config.crop_scale_min, rng)
+    box = random_box(image.width, image.height, config.crop_scale_min, rng)
     return _finish(_cut(image, box), size, config, rng)
 
 
@@ -38,7 +38,7 @@ def read_crop(
     """
     image, decoded = read_header(content), {} if decoded is None else decoded
     width, height = upright_size(image)
-    left, top, right, bottom = _random_box(width, height, config.crop_scale_min, rng)
+    left, top, right, bottom = random_box(width, height, config.crop_scale_min, rng)
     is_jpeg = image.format in ("JPEG", "MPO")
     factor = reduction_factor(min(bottom - top, right - left) / size) if is_jpeg else 1
     if factor not in decoded:
@@ -70,13 +70,13 @@ def _finish(pixels: np.ndarray, size: int, config: AugmentConfig, rng: np.random
     if config.horizontal_flip and rng.random() < 0.5:
         crop = crop[:, ::-1]
     if config.color_jitter and rng.random() < 0.8:
-        crop = np.array(_jitter(Image.fromarray(crop), config.color_jitter, rng))
+        crop = np.array(jitter_colors(Image.fromarray(crop), config.color_jitter, rng))
     if config.gray_scale_prob and rng.random() < config.gray_scale_prob:
         crop = np.array(Image.fromarray(crop).convert("L").convert("RGB"))
     return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)
 
 
-def _random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
+def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
     """A box of uniform area and log-uniform aspect ratio inside the image; the full image after ten misses."""
     for _ in range(10 if min_area < 1 else 0):
         area = rng.uniform(min_area, 1) * width * height
@@ -88,7 +88,7 @@ def _random_box(width: int, height: int, min_area: float, rng: np.random.Generat
     return 0, 0, width, height
 
 
-def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     """Random brightness, contrast, saturation and hue, applied in random order.
 
     Source: SimCLR's color_jitter as OpenVision calls it (simclr_aug.py), in 8 bits instead of float32.

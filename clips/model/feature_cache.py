@@ -126,13 +126,14 @@ class FeatureCache:
         outputs = {key: output for key, output in stored.items() if output is not None}
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            computed = self._compute(inputs[list(missing.values())]).cpu()
+            computed = self.compute_outputs(inputs[list(missing.values())]).cpu()
             for key, output in zip(missing, computed, strict=True):
                 outputs[key] = cache.put_first(key, output.clone(memory_format=torch.contiguous_format))
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
         return torch.stack([outputs[key] for key in keys]).to(device)
 
-    def _compute(self, inputs: Tensor) -> Tensor:
+    def compute_outputs(self, inputs: Tensor) -> Tensor:
+        """The frozen module's outputs (B, …) of inputs (B, …), in eval mode."""
         was_training, _ = self.module.training, self.module.eval()
         parts = inputs.split(_CPU_ROWS) if inputs.device.type == "cpu" else [inputs]
         try:

@@ -128,7 +128,7 @@ class ClipsTokenizer:
             ids, count = [BOS], length - 2 - (last is not None)
             for word in clean_text(truncate_text(text, count)).split(" "):
                 # The cache would keep the words of texts without spaces, which have no bound.
-                ids += _word_ids(word) if len(word) <= 100 else _word_ids.__wrapped__(word)
+                ids += word_ids(word) if len(word) <= 100 else word_ids.__wrapped__(word)
                 if len(ids) > count:
                     break
             ids = [*ids[: count + 1], EOS]
@@ -137,8 +137,8 @@ class ClipsTokenizer:
 
 
 @lru_cache(maxsize=1 << 16)  # most words of a caption are frequent
-def _word_ids(word: str) -> tuple[int, ...]:
-    # BERT's tokens of a string between two spaces do not depend on the other strings.
+def word_ids(word: str) -> tuple[int, ...]:
+    """BERT's tokens of a string between two spaces, which do not depend on the other strings."""
     return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 

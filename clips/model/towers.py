@@ -190,7 +190,7 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
     if tower.attn_mask is not None and pool in ("eos", "argmax"):
         is_end = text if pool == "argmax" else torch.as_tensor(text == eot_token_id(towers)).int()
         pooled = _encode_up_to(tower, text, is_end.argmax(dim=1))
-    elif tower.attn_mask is None and pool == "last" and _is_unmodified(tower.transformer.resblocks[-1]):
+    elif tower.attn_mask is None and pool == "last" and is_unmodified(tower.transformer.resblocks[-1]):
         pooled = _encode_last_token(tower, text)
     else:
         return encode_text(towers, text)[0]
@@ -244,8 +244,8 @@ def _encode_last_token(tower: Any, text: Tensor) -> Tensor:
     return (last + block.ls_2(block.mlp(block.ln_2(last))))[:, 0]
 
 
-def _is_unmodified(block: Any) -> bool:
-    # Neither a variant nor a wrapped one, whose parts may not be called on their own.
+def is_unmodified(block: Any) -> bool:
+    """Whether a block is neither a variant nor a wrapped one, whose parts may not be called on their own."""
     from open_clip.transformer import ResidualAttentionBlock
 
     return type(block) is ResidualAttentionBlock

@@ -90,10 +90,11 @@ class ChatCaptioner:
 
     def submit(self, window: range, images: Sequence[PromptedImage]) -> Callable[[], CaptionsByIndex]:
         """See `Captioner`."""
-        pending = {image.index: self.client.submit(self._request(image), replica=image.index) for image in images}
-        return lambda: {index: self._captions(future) for index, future in pending.items()}
+        pending = {image.index: self.client.submit(self.make_request(image), replica=image.index) for image in images}
+        return lambda: {index: self.read_captions(future) for index, future in pending.items()}
 
-    def _request(self, image: PromptedImage) -> dict[str, Any]:
+    def make_request(self, image: PromptedImage) -> dict[str, Any]:
+        """The body of an image's request to a server with OpenAI's chat API."""
         seed = int(np.random.SeedSequence([self.config.seed, image.index]).generate_state(1)[0] >> 1)
         settings: dict[str, Any] = {"max_tokens": self.config.max_new_tokens, "temperature": self.config.temperature}
         if self.config.temperature:
@@ -102,8 +103,8 @@ class ChatCaptioner:
             settings["n"] = self.config.num_captions
         return image_request(self.config.model, [image.image], image.text, seed=seed, **settings)
 
-    def _captions(self, pending: concurrent.futures.Future[dict[str, Any]]) -> list[GeneratedCaption] | str:
-        # The reason instead if the server rejects, or fails at, the image or its prompt: one image does not stop all.
+    def read_captions(self, pending: concurrent.futures.Future[dict[str, Any]]) -> list[GeneratedCaption] | str:
+        """The captions of a reply; the reason if the server rejects the image: one image does not stop all."""
         try:
             reply = pending.result()
             answers = choices(reply)

@@ -71,8 +71,8 @@ def run_recaption(config: RecaptionConfig) -> None:
         print_estimate(config, source, captioner_class(config))
         return
     shards = split_into_shards(source.blocks, config.shard_size)
-    run = _run_identity(config, source)
-    if _is_finished(config, run):
+    run = run_identity(config, source)
+    if is_finished(config, run):
         log_info(f"{config.output}: done before")
         return
     _check_caption_column(config, source)
@@ -135,7 +135,8 @@ def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[ra
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _run_identity(config: RecaptionConfig, source: Source) -> Identity:
+def run_identity(config: RecaptionConfig, source: Source) -> Identity:
+    """The identity of a recaptioning: its config, its captioner and its samples."""
     inputs = {"samples": len(source), "captioner": "server" if config.endpoint else "transformers"}
     # another model, or other data, may be in their place
     if not config.endpoint and Path(config.model).is_dir():
@@ -147,7 +148,7 @@ def _run_identity(config: RecaptionConfig, source: Source) -> Identity:
     return identity("clips recaption", config, inputs)
 
 
-def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
+def is_finished(config: RecaptionConfig, run: Identity) -> bool:
     """Whether the output is complete.
 
     Raises:

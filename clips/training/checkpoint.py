@@ -111,7 +111,7 @@ class Checkpointer:
     ) -> None:
         try:
             with write_errors_as_user_errors(checkpoint):
-                _save_tensors(partial, tensors, self._group)
+                save_tensors(partial, tensors, self._group)
                 if not self.processes.is_main:
                     return
                 atomic_write(partial / CONFIG_FILE, config_text)
@@ -149,7 +149,12 @@ class _Writer(dcp.HuggingFaceStorageWriter):
         return super().prepare_global_plan(plans)
 
 
-def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+def save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    """Write the tensors of all processes into ``folder``.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     writer = _Writer(str(folder), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)

@@ -187,7 +187,7 @@ def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bo
     checkpoint_layers(model, recompute=checkpointing)
     # The towers' layers call F.layer_norm, and no argument of theirs selects the kernel of another device.
     with (  # CPU tensors, because fake ones of a GPU have no backward pass on a machine without one
-        mock.patch.object(F, "layer_norm", _float32_norm),
+        mock.patch.object(F, "layer_norm", float32_norm),
         mock.patch.object(losses, "chunk_rows", losses.gpu_chunk_rows),
         _PeakBytes([*model.parameters(), *model.buffers()]) as trace,
     ):
@@ -227,7 +227,7 @@ class _PeakBytes(TorchDispatchMode):
 _layer_norm = F.layer_norm
 
 
-def _float32_norm(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+def float32_norm(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     """``F.layer_norm`` as under autocast of a GPU; that of a CPU computes in bfloat16."""
     if not torch.is_autocast_enabled("cpu"):
         return _layer_norm(x, *arguments, **named)

@@ -263,10 +263,10 @@ class LengthGroupedSampler(Sampler[int]):
                 begin, end = end, end + len(step)
                 if end <= self.skipped or begin >= self.total:
                     continue
-                indices = step.tolist() if step is first or step is rest else self._length_grouped(step.tolist())
+                indices = step.tolist() if step is first or step is rest else self.group_by_length(step.tolist())
                 yield from indices[max(0, self.skipped - begin) : self.total - begin]
 
-    def _length_grouped(self, step: list[int]) -> list[int]:
+    def group_by_length(self, step: list[int]) -> list[int]:
         """A step of LLaVA's ``get_length_grouped_indices``: the longest first, in even micro-batches."""
         return self._in_even_chunks(sorted(step, key=lambda index: -self.lengths[index]))
 

@@ -61,7 +61,7 @@ def run_chat(config: ChatConfig) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
-                if not (prompt := _read_prompt()):
+                if not (prompt := read_prompt()):
                     return
                 chat.answer(prompt, interruptible=True)
             except UserError as error:  # the next question may succeed
@@ -137,7 +137,7 @@ class _Printer:
         print(strip_control_chars(new), end="", flush=True)
 
 
-def _read_prompt() -> str:
+def read_prompt() -> str:
     """The next line, edited with the arrow keys in a terminal; empty at the end of input.
 
     Raises:

@@ -91,11 +91,11 @@ class EncoderVisionModel(PreTrainedModel):
         float32. ``output_hidden_states``: None or False for the last state only, True for all, or the requested
         indices, as transformers passes them; the others are None in the tuple.
         """
-        layers = self._layer_indices(output_hidden_states)
+        layers = self.layer_indices(output_hidden_states)
         if self.feature_keys and sorted(layers) == self.cached_layers:
             states = self._cached_states(pixel_values)  # each (B, N, D)
         else:
-            states = self._compute_states(pixel_values, layers)
+            states = self.compute_states(pixel_values, layers)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
@@ -109,7 +109,7 @@ class EncoderVisionModel(PreTrainedModel):
             features_by_row = [self.feature_shards.get(key) for key in self.feature_keys]
             missing = [row for row, known in enumerate(features_by_row) if known is None]
             if missing:
-                computed = self._compute_states(pixel_values[missing], set(self.cached_layers))
+                computed = self.compute_states(pixel_values[missing], set(self.cached_layers))
                 stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
                 for row, added in zip(missing, stacked, strict=True):
                     self.feature_shards.add(self.feature_keys[row], added)
@@ -119,7 +119,8 @@ class EncoderVisionModel(PreTrainedModel):
             features = torch.stack(cast("list[Tensor]", features_by_row))
         return dict(zip(self.cached_layers, features.to(pixel_values.device).unbind(1), strict=True))
 
-    def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
+    def compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
+        """Layer → its hidden states (B, N, D) of pixel values (B, 3, H, W), computed by the tower."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
         needs_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
@@ -142,7 +143,7 @@ class EncoderVisionModel(PreTrainedModel):
 
         For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache's name.
         """
-        self.cached_layers = sorted(self._layer_indices(layers))
+        self.cached_layers = sorted(self.layer_indices(layers))
         architecture = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
         variant = "".join(f"-{index}" for index in self.cached_layers)
         variant += f"-{hashlib.sha256(architecture.encode()).hexdigest()[:12]}-{str(dtype).removeprefix('torch.')}"
@@ -179,7 +180,8 @@ class EncoderVisionModel(PreTrainedModel):
             self.tower.get_submodule(module)._non_persistent_buffers_set.add(buffer)
         return model
 
-    def _layer_indices(self, layers: bool | int | list[int] | None) -> set[int]:
+    def layer_indices(self, layers: bool | int | list[int] | None) -> set[int]:
+        """The states to return for ``output_hidden_states``: 0 are the embeddings."""
         count = self.tower.depth + 1
         if layers is None or layers is False:
             return {count - 1}

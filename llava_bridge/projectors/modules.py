@@ -52,7 +52,7 @@ class PixelShuffle(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.mlp(self.norm(_neighbors(features, self.factor).flatten(2)))
+        return self.mlp(self.norm(group_neighbors(features, self.factor).flatten(2)))
 
 
 class PixelShuffleLinear(nn.Module):
@@ -68,7 +68,7 @@ class PixelShuffleLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.proj(_neighbors(features, self.factor).flatten(2))
+        return self.proj(group_neighbors(features, self.factor).flatten(2))
 
 
 class PatchMerger(nn.Module):
@@ -87,7 +87,7 @@ class PatchMerger(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.mlp(_neighbors(self.norm(features), self.factor).flatten(2))
+        return self.mlp(group_neighbors(self.norm(features), self.factor).flatten(2))
 
 
 class Pool(nn.Module):
@@ -100,10 +100,10 @@ class Pool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.mlp(_neighbors(features, self.factor).mean(2))
+        return self.mlp(group_neighbors(features, self.factor).mean(2))
 
 
-def _neighbors(features: Tensor, factor: int) -> Tensor:
+def group_neighbors(features: Tensor, factor: int) -> Tensor:
     """(B, G², D) to (B, (G / factor)², factor², D)."""
     rows, side = len(features), math.isqrt(features.shape[1])
     cells = features.reshape(rows, side // factor, factor, side // factor, factor, -1)

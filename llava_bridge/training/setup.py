@@ -118,7 +118,7 @@ def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageS
         token = f", {'with' if model.config.vision_feature_select_strategy == 'full' else 'without'} the class token"
     seen = f"{model.config.image_seq_length} tokens for each square, of the encoder: {states}{token}"
     log_rank0(f"{name}: the LLM sees {seen}")
-    _set_attention(model.model.language_model, config)
+    set_attention(model.model.language_model, config)
 
     # How it reads images and conversations.
     images, template, aspect_ratio = processor.image_processor, None, None
@@ -141,7 +141,7 @@ def setup_stage(inputs: Inputs, name: str, *, keep_bf16: bool = False) -> StageS
         processor,
         split_parts(model),
         ConversationDataset(join_samples(sources), chat, length),
-        ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
+        ConversationCollator(images, processor.tokenizer.pad_token_id, packed_length(model, length, name, stage)),
         mixture,
         square,
         {key: ConversationDataset(samples, chat, length) for key, samples in held_out.items()},
@@ -189,7 +189,7 @@ def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
     return held_out
 
 
-def _set_attention(llm: Any, config: LlavaTrainConfig) -> None:
+def set_attention(llm: Any, config: LlavaTrainConfig) -> None:
     """Let the LLM attend as configured; else by FlashAttention instead of SDPA, in bf16 on a GPU with the package."""
     wanted = config.attn_implementation
     uses_sdpa = llm.config._attn_implementation == "sdpa" and llm._supports_flash_attn
@@ -200,7 +200,7 @@ def _set_attention(llm: Any, config: LlavaTrainConfig) -> None:
             llm.set_attn_implementation(wanted)
 
 
-def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
+def packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
     """Tokens of a packed row; None without packing.
 
     Raises:

@@ -103,8 +103,8 @@ def run_stages(inputs: Inputs, stop: StopRequest) -> None:
     from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
 
     work = inputs.work
-    _check_shared(work)
-    config = _with_precision(inputs.config, work)
+    check_is_shared(work)
+    config = with_precision(inputs.config, work)
     inputs = dataclasses.replace(inputs, config=config)
     with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
         for name in config.stages:
@@ -113,11 +113,12 @@ def run_stages(inputs: Inputs, stop: StopRequest) -> None:
             else:
                 train_stage(inputs, name, stop, run_log)
     if is_main_process():
-        _write_output(inputs)
+        write_output(inputs)
     launch.barrier()
 
 
-def _check_shared(work: Path) -> None:
+def check_is_shared(work: Path) -> None:
+    """Raise a UserError in all processes if one of them does not see rank 0's work directory."""
     from clips.parallel import distributed
 
     for rank, can_read in enumerate(distributed.all_gather_objects((work / RUN).is_file())):
@@ -127,7 +128,7 @@ def _check_shared(work: Path) -> None:
             )
 
 
-def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
+def with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
     """The config with ``auto`` resolved: once, so that a run that resumes on other hardware keeps its precision."""
     import torch
 
@@ -148,7 +149,8 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
     return dataclasses.replace(config, precision=launch.from_main(resolved)) if config.precision == "auto" else config
 
 
-def _write_output(inputs: Inputs) -> None:
+def write_output(inputs: Inputs) -> None:
+    """Write the finished LLaVA: the last stage's model, logs and a manifest."""
     config, work = inputs.config, inputs.work
     summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
     with atomic_artifact_dir(config.output, kind="llava") as directory:

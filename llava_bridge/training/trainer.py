@@ -105,7 +105,7 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss over the supervised tokens of the global batch."""
-        self._check_invalid(self.invalid.add(inputs.pop("invalid_samples", [])))
+        self.check_invalid(self.invalid.add(inputs.pop("invalid_samples", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         self.losses.append((self.state.global_step + 1, loss.detach()))
@@ -150,10 +150,11 @@ class StageTrainer(Trainer):
         Raises:
             UserError: too many.
         """
-        self._check_invalid(self.invalid.gather())
+        self.check_invalid(self.invalid.gather())
         return self.invalid
 
-    def _check_invalid(self, new: list[Invalid]) -> None:
+    def check_invalid(self, new: list[Invalid]) -> None:
+        """Log samples that have not been met before; raise a UserError if there are too many."""
         for line in self.invalid.lines(new):
             log_rank0(f"{self.stage_name}: {line}")
         self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]

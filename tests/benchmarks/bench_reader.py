@@ -61,7 +61,7 @@ class Reader:
         return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in known]]
 
     def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-        how = dual_encoder._preprocessing(SimpleNamespace(model=self, config={}), "unused")
+        how = dual_encoder.describe_preprocessing(SimpleNamespace(model=self, config={}), "unused")
         return world.use_encoder(monkeypatch, folder, world.dual_encoder(self, self.tokenizer, **how))
 
 

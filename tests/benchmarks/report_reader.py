@@ -578,7 +578,7 @@ def stored(world: World) -> Iterator[None]:
         patch.setattr(report_module, "read_source", lambda *_args, **_more: source)
         patch.setattr(item_scores, "has_items", lambda result: result.items is not None)
         patch.setattr(item_scores, "read_items", lambda result, frames=world.frames, **_: frames[result.path])
-        patch.setattr("benchmarks.report.notes._about_training", lambda source: [])
+        patch.setattr("benchmarks.report.notes.about_training", lambda source: [])
         yield
 
 

@@ -16,7 +16,7 @@ from benchmarks.results.statistics import aggregate
 from benchmarks.tasks.evaluation import compute_metric
 from benchmarks.tasks.mllm import caption_metrics as captioning
 from benchmarks.tasks.mllm.caption_metrics import patched_caption_scorers, ptb_tokenize
-from benchmarks.tasks.mllm.task_metrics import _bleu_columns, caption_metrics
+from benchmarks.tasks.mllm.task_metrics import bleu_columns, caption_metrics
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 HAND = [
@@ -67,13 +67,13 @@ def test_the_imitation_agrees_on_real_captions():
         pytest.skip("../shared is not here")
     captions = [text for row in json.loads(file.read_text())[:400] for text in row["caption"]]
     java = _bare(ptb_tokenize(captions))
-    imitated = _bare([captioning._python_tokens(text) for text in captions])
+    imitated = _bare([captioning.python_tokens(text) for text in captions])
     differing = [pair for pair in zip(java, imitated, strict=True) if pair[0] != pair[1]]
     assert len(differing) <= len(captions) / 500, differing[:5]
 
 
 def test_the_imitation_by_hand():
-    assert _bare([captioning._python_tokens(text) for text in HAND[:4]]) == [
+    assert _bare([captioning.python_tokens(text) for text in HAND[:4]]) == [
         "a man -lrb- in red -rrb- said do n't he left",
         "two dogs one black one white",
         "it 's 3.5 m long is n't it",
@@ -102,7 +102,7 @@ def test_image_scores_add_up_to_the_corpus_score(monkeypatch):
     names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in range(1, 5)]
     columns = {name: counts[:, place] for place, name in enumerate([*names, "length", "reference_length"])}
     for n in range(1, 5):
-        assert aggregate("bleu", columns, _bleu_columns(n)) == pytest.approx(bleu[n - 1])
+        assert aggregate("bleu", columns, bleu_columns(n)) == pytest.approx(bleu[n - 1])
     assert bleu[3] > 0.3
 
 

@@ -15,7 +15,7 @@ import torch
 from bench_reader import write_images
 
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.compositional.caption_scores import _chance_columns, win_probabilities
+from benchmarks.tasks.compositional.caption_scores import chance_columns, win_probabilities
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.encoders.classification import chance_hits, majority_class_hits
 from benchmarks.tasks.encoders.recall import compute_ranks
@@ -66,10 +66,10 @@ def test_pairs_of_captions_by_chance():
         return SimpleNamespace(images=range(images), captions=range(captions), kind=kind)
 
     pairs: Any = SimpleNamespace(cases=[case(1, 2, "two"), case(1, 5, "five")])
-    assert _chance_columns(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])
-    assert _chance_columns(pairs)["score_five"] == pytest.approx([np.nan, 1 / 5], nan_ok=True)
+    assert chance_columns(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])
+    assert chance_columns(pairs)["score_five"] == pytest.approx([np.nan, 1 / 5], nan_ok=True)
     pairs = SimpleNamespace(cases=[case(2, 2, "")])
-    assert [_chance_columns(pairs)[name][0] for name in ("score", "image_score", "group_score")] == pytest.approx(
+    assert [chance_columns(pairs)[name][0] for name in ("score", "image_score", "group_score")] == pytest.approx(
         [1 / 4, 1 / 4, 1 / 6]
     )
 

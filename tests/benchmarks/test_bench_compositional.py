@@ -131,7 +131,7 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
         load_pair_set(str(tmp_path / "x.json"), format)
 
 
-def _number(image: Image.Image) -> int:
+def number_of(image: Image.Image) -> int:
     return next(number for number in range(4) if world.draw_image(number).tobytes() == image.tobytes())
 
 
@@ -149,7 +149,7 @@ def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
 
     def likelihoods(model, processor, images, prompts, texts, batch_size, *, end):
         found = [
-            value(None if image is None else _number(image), prompt, text)
+            value(None if image is None else number_of(image), prompt, text)
             for image, prompt, text in zip(images, prompts, texts, strict=True)
         ]
         return [LogLikelihood(total=each, tokens=len(text.split()), greedy=False)
@@ -188,7 +188,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
     encoder = world.dual_encoder(
         model,
         lambda texts: torch.tensor([[numbers[text]] for text in texts]),
-        lambda image: torch.full((3, 2, 2), _number(image), dtype=torch.float32),
+        lambda image: torch.full((3, 2, 2), number_of(image), dtype=torch.float32),
     )
     seen = caption_scores.evaluate(_row(encoder=encoder), _config(data))
     likely = llava_choice.evaluate_likelihood(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
@@ -222,7 +222,7 @@ def test_the_primary_metric_of_aro_is_the_mean_over_kinds(tmp_path, monkeypatch)
     for row in rows[3:]:
         row["true_caption"], row["false_caption"] = row["false_caption"], row["true_caption"]
     data.write_text(json.dumps(rows))
-    monkeypatch.setattr(f"{__name__}._number", lambda image: 0)
+    monkeypatch.setattr(f"{__name__}.number_of", lambda image: 0)
     row = _llava(monkeypatch, lambda number, prompt, text: float(text == "a on b"))
     outcome = llava_choice.evaluate_likelihood(row, configure(name="aro_relation_likelihood", data=str(data)))
     assert outcome.primary == ("accuracy_of_kinds",)

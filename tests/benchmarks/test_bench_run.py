@@ -136,7 +136,7 @@ def test_protocol_states_data_and_input(tmp_path, shards, use):
 
 
 def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards, use, capsys):
-    from benchmarks.tasks.eval_model import _model_hash
+    from benchmarks.tasks.eval_model import model_hash
 
     encoder = use()
     write_manifest(encoder, kind="encoder", config={})
@@ -150,7 +150,7 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     time = (encoder / "weights").stat().st_mtime_ns
     atomic_write(encoder / "weights", "2")  # another model, as `rsync --times` and `cp -p` put it there
     os.utime(encoder / "weights", ns=(time, time))
-    _model_hash.cache_clear()  # a new process would read the directory again
+    model_hash.cache_clear()  # a new process would read the directory again
     second = created()
     assert second > first
     world.write_shards(shards, PICTURES - 1)  # other data

@@ -12,7 +12,7 @@ import pytest
 from report_material import edit, items_table, put_failure, put_result, put_results
 from report_study import Page, make_study
 
-from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
+from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, describe_acceptances, read_source
 from benchmarks.report.notes import KINDS, MAX_WORDS, Note, brief_notes, grouped_notes
 from benchmarks.report.page import SECTIONS, plan_columns, render_page
 from benchmarks.report.report import build_report
@@ -167,8 +167,8 @@ def test_accepted_steps_are_counted_if_they_are_many():
     entry = {"when": "2026-11-26", "settings": {}, "changed": ["files"]}
     ran: list[Any] = [SimpleNamespace(name=f"encoder-{number}", accepted=(entry,)) for number in range(4)]
     changed = "accepted 2026-11-26; changed since creation: files"
-    assert [*_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
-    assert [*_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]
+    assert [*describe_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
+    assert [*describe_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]
 
 
 def test_the_plan_is_counted_by_kind_and_by_the_longest_way_to_a_step():

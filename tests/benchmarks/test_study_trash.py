@@ -383,7 +383,7 @@ study_engine.run_study(commands.StudyConfig(study={study!r}, check=False, yes=Tr
 @pytest.mark.parametrize(
     ("place", "after"),
     [
-        ("trash._rename", 2),  # one output of two is in the trash
+        ("trash.rename_path", 2),  # one output of two is in the trash
         ("run.to_yaml", 1),  # all of them are, and nothing says so
     ],
 )

@@ -81,7 +81,7 @@ def gradients(precision: str, *, micro_batch_size: int | None = None, **distribu
 
 
 if __name__ == "__main__":
-    towers._is_unmodified = lambda _: False  # FSDP computes a text's last block at all positions, so do it always
+    towers.is_unmodified = lambda _: False  # FSDP computes a text's last block at all positions, so do it always
     folder, *chosen = sys.argv[1:]
     for case in chosen:
         name, precision = case.split(":")

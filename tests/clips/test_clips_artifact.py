@@ -70,7 +70,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path):
     def write(path: Path) -> None:
         save_file({"a": torch.zeros(2)}, path)
 
-    durable._default_mode.cache_clear()  # pytest gives the directory of a test that passed to another one
+    durable.default_mode.cache_clear()  # pytest gives the directory of a test that passed to another one
     before = os.umask(mask := 0o027)
     try:
         with atomic_artifact_dir(tmp_path / "encoder") as partial:

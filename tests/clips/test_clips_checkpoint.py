@@ -80,13 +80,13 @@ def assert_holds(checkpoint: Path, step: int) -> None:
 
 def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     start_processes()
-    held, state, real, moved = tensors(3), state_of(3), checkpointing._save_tensors, threading.Event()
+    held, state, real, moved = tensors(3), state_of(3), checkpointing.save_tensors, threading.Event()
 
     def slow(*args: Any) -> None:
         assert moved.wait(20)
         real(*args)
 
-    monkeypatch.setattr(checkpointing, "_save_tensors", slow)
+    monkeypatch.setattr(checkpointing, "save_tensors", slow)
     with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
         checkpointer.save(held, state, RunConfig(output="x"))
         for value in held.values():  # save has returned before anything is written

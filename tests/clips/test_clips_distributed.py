@@ -311,10 +311,10 @@ def test_a_users_error_of_any_process_ends_torchrun(tmp_path: Path, ranks: str):
     script.write_text(
         f"""
 import os, sys, time
-from clips.commandline.commands import _report_error
+from clips.commandline.commands import report_error
 print("started", flush=True)
 if os.environ["RANK"] in {ranks!r}:
-    sys.exit(_report_error("tool", "data: this is wrong"))
+    sys.exit(report_error("tool", "data: this is wrong"))
 time.sleep(300)
 """
     )

@@ -175,9 +175,9 @@ def test_cleaning_in_a_tokenizers_file_equals_open_clips(cleaning: str):
     from open_clip.tokenizer import get_clean_fn
     from tokenizers import normalizers
 
-    from clips.interchange.hf_files import _cleaning
+    from clips.interchange.hf_files import cleaning_normalizers
 
-    clean, steps = get_clean_fn(cleaning), normalizers.Sequence(_cleaning(cleaning))
+    clean, steps = get_clean_fn(cleaning), normalizers.Sequence(cleaning_normalizers(cleaning))
     differ = []
     for code in (*range(1, 0x3100), *range(0xA000, 0xD7FF), *range(0xF900, 0x10000), *range(0x1F000, 0x1FB00)):
         text = f"a{chr(code)}b {chr(code)} Cd"

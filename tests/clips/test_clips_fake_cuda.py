@@ -81,9 +81,7 @@ def test_an_evaluation_encodes_texts_without_reading_a_length_from_the_gpu(pool:
     towers.text_pool_type, towers.text_eos_id = pool, 59
     tokens = torch.randint(1, 58, (COUNT, 16)).index_fill(1, torch.tensor([9]), 59)
     found: list[Tensor] = []
-    monkeypatch.setattr(
-        embedding, "_unit_vectors", lambda features, *_: found.append(features) or torch.zeros(COUNT, 8)
-    )
+    monkeypatch.setattr(embedding, "unit_vectors", lambda features, *_: found.append(features) or torch.zeros(COUNT, 8))
     encoder = embedding.DualEncoder(
         model=towers.eval(),
         preprocess=lambda image: image,

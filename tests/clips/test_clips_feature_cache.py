@@ -41,13 +41,13 @@ def cache(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """How many images were computed in each call that computed any."""
     counts = []
-    run = feature_cache.FeatureCache._compute
+    run = feature_cache.FeatureCache.compute_outputs
 
     def counted(self, image):
         counts.append(len(image))
         return run(self, image)
 
-    monkeypatch.setattr(feature_cache.FeatureCache, "_compute", counted)
+    monkeypatch.setattr(feature_cache.FeatureCache, "compute_outputs", counted)
     return counts
 
 

@@ -20,7 +20,7 @@ from clips.data import InvalidImageError, decode_image
 from clips.data.images import read_header, upright_size
 from clips.data.tar_index import index_tar
 from clips.loader import augment as augmenting
-from clips.loader.augment import _jitter, augment, read_crop
+from clips.loader.augment import augment, jitter_colors, read_crop
 from clips.loader.data_config import AugmentConfig
 
 
@@ -101,7 +101,7 @@ def test_a_crop_is_decoded_at_no_smaller_size_than_it_needs(monkeypatch: pytest.
     monkeypatch.setattr(augmenting, "load_rgb", lambda *given: decoded.append(load(*given)) or decoded[-1])
     content, config = ramps(640, 440), AugmentConfig(crop_scale_min=0.2)
     for seed in range(40):
-        left, top, right, bottom = augmenting._random_box(640, 440, 0.2, np.random.default_rng(seed))
+        left, top, right, bottom = augmenting.random_box(640, 440, 0.2, np.random.default_rng(seed))
         read_crop(content, 96, config, np.random.default_rng(seed))
         factor = 640 / decoded[-1].width
         assert min(right - left, bottom - top) / factor >= 96
@@ -151,7 +151,7 @@ def test_simplejpeg_decodes_the_same_pixels(shared: Path, monkeypatch: pytest.Mo
     for size in (224, 84, 24):
         fast = [crop_or_reason(content, size) for content in contents]
         with monkeypatch.context() as without:
-            without.setattr("clips.data.images._fast_decoder", lambda: None)
+            without.setattr("clips.data.images.fast_decoder", lambda: None)
             slow = [crop_or_reason(content, size) for content in contents]
         for one, other in zip(fast, slow, strict=True):
             assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
@@ -181,7 +181,7 @@ def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]):
     torch.manual_seed(0)
     rng, ours, theirs = np.random.default_rng(0), [], []
     for _ in range(3000):
-        left, top, right, bottom = augmenting._random_box(width, height, 0.4, rng)
+        left, top, right, bottom = augmenting.random_box(width, height, 0.4, rng)
         ours.append((left, top, right - left, bottom - top))
         y, x, h, w = RandomResizedCrop.get_params(blank, [0.4, 1.0], [3 / 4, 4 / 3])
         theirs.append((x, y, w, h))
@@ -251,7 +251,7 @@ def test_colors_jitter_as_the_authors_do():
     image = Image.fromarray(smooth).resize((12, 12), Image.Resampling.BICUBIC)
     moved = []
     for seed in range(200):
-        found = np.asarray(_jitter(image, 0.4, np.random.default_rng(seed)), dtype=float)
+        found = np.asarray(jitter_colors(image, 0.4, np.random.default_rng(seed)), dtype=float)
         expected = authors_jitter(np.asarray(image, dtype=float), 0.4, np.random.default_rng(seed))
         assert np.abs(found - expected).mean() < 2.5, seed  # of 255: the rounding of hues to 8 bits
         moved.append(np.abs(expected - np.asarray(image, dtype=float)).mean())

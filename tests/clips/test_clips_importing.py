@@ -349,7 +349,7 @@ def test_preprocessing_is_open_clips_own_for_all_its_architectures_and_tags(monk
     from open_clip import factory
 
     from clips.interchange.conversion import ImportedEncoder
-    from clips.interchange.importing import _with_preprocessing
+    from clips.interchange.importing import with_preprocessing
     from clips.interchange.open_clip_format import configs_for_architecture
 
     def assert_equal(mine: dict[str, Any], theirs: Any) -> None:
@@ -374,7 +374,7 @@ def test_preprocessing_is_open_clips_own_for_all_its_architectures_and_tags(monk
                 model_cfg=cfg, preprocess_cfg=preprocess, preprocess_source=source, weights={}, write_tokenizer=print
             )
             config = ImportConfig(path="a.pt", output="b", architecture=name, preprocessing=tag)
-            assert_equal(_with_preprocessing(found, config, "open_clip").preprocess_cfg, model.visual.preprocess_cfg)
+            assert_equal(with_preprocessing(found, config, "open_clip").preprocess_cfg, model.visual.preprocess_cfg)
             tags += 1
     assert tags > 150
 

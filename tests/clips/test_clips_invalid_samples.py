@@ -146,7 +146,7 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     trainer.train_dataset = range(100_000)  # type: ignore[assignment]
     monkeypatch.setenv("WORLD_SIZE", "1")
     for start in range(0, 50_000, 1000):
-        trainer._check_invalid(trainer.invalid.add(met(list(range(start, start + 1000)))))
+        trainer.check_invalid(trainer.invalid.add(met(list(range(start, start + 1000)))))
     assert trainer.gather_invalid().count == 50_000
     told = capsys.readouterr()
     lines = (told.out + told.err).splitlines()
@@ -155,9 +155,9 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     mark_complete(tmp_path, trainer.invalid, 1.0)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 50_000
     trainer.invalid = restored(read_marker(tmp_path)["invalid_samples"])
-    trainer._check_invalid(trainer.invalid.add(met([17, 49_999])))
+    trainer.check_invalid(trainer.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
-        trainer._check_invalid(trainer.invalid.add(met([50_000])))
+        trainer.check_invalid(trainer.invalid.add(met([50_000])))
 
 
 def spoil(folder: Path, share: int) -> Path:

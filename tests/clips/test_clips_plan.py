@@ -72,11 +72,12 @@ def test_bf16_and_checkpoints_hold_less():
 
 def test_a_traced_layer_norm_keeps_float32_as_under_autocast_of_a_gpu(monkeypatch):
     x, width = torch.ones(2, 4, dtype=torch.bfloat16), (4,)
-    monkeypatch.setattr(torch.nn.functional, "layer_norm", mfu._float32_norm)
+    layer_norm = torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", mfu.float32_norm)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.nn.functional.layer_norm(x, width).dtype == torch.float32
         assert torch.nn.LayerNorm(4)(x).dtype == torch.float32
-    assert mfu._layer_norm(x, width).dtype == torch.bfloat16
+    assert layer_norm(x, width).dtype == torch.bfloat16
 
 
 def test_flops_are_those_of_a_real_step():

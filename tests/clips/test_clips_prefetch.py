@@ -342,8 +342,8 @@ class Outage:
     """A URL that fails N times, or always; time passes at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.failures, self.pauses, self.fetch = 0.0, [], remote_files._download
-        monkeypatch.setattr(remote_files, "_download", self)
+        self.failures, self.pauses, self.fetch = 0.0, [], remote_files.download_file
+        monkeypatch.setattr(remote_files, "download_file", self)
         monkeypatch.setattr(remote_files.time, "sleep", self.pauses.append)
 
     def __call__(self, address: str, partial: Path) -> None:

@@ -34,11 +34,11 @@ from clips.recaption.captioners import CaptionModel, GeneratedCaption
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import (
     OutputShard,
-    _is_finished,
-    _run_identity,
     clean_caption,
     filter_captions,
     group_shards,
+    is_finished,
+    run_identity,
     run_recaption,
     split_into_shards,
     split_into_windows,
@@ -223,9 +223,9 @@ def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(finished,
             run_recaption(finished)
     begun = settings()
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
-    own = _run_identity(begun, open_source(begun))
+    own = run_identity(begun, open_source(begun))
     (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(own))
-    assert not _is_finished(begun, own)
+    assert not is_finished(begun, own)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
         run_recaption(dataclasses.replace(begun, max_new_tokens=3))
     shutil.rmtree(begun.output)

@@ -101,7 +101,7 @@ def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
 
 
 def test_a_rejected_image_is_dropped_with_its_reason(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = ChatCaptioner._request
+    request = ChatCaptioner.make_request
 
     def broken(self: ChatCaptioner, image: Any) -> dict[str, Any]:
         made = request(self, image)
@@ -109,7 +109,7 @@ def test_a_rejected_image_is_dropped_with_its_reason(settings: Settings, monkeyp
             made["messages"][0]["content"][0]["image_url"]["url"] = "data:image/jpeg;base64,AAAA"
         return made
 
-    monkeypatch.setattr(ChatCaptioner, "_request", broken)
+    monkeypatch.setattr(ChatCaptioner, "make_request", broken)
     run_recaption(settings())
     manifest = json.loads(Path(settings().output, "manifest.json").read_text())
     assert manifest["captions"]["dropped"] == {"rejected by the server (400)": 1}
@@ -119,7 +119,7 @@ def test_a_rejected_image_is_dropped_with_its_reason(settings: Settings, monkeyp
 def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_at_all_ends_the_run(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt, request = ChatClient._try, ChatCaptioner._request
+    attempt, request = ChatClient.send_once, ChatCaptioner.make_request
     fails_at = {4}
 
     async def send(self: ChatClient, method: str, base: str, path: str, body: Any) -> Any:
@@ -129,8 +129,10 @@ def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_a
         return await attempt(self, method, base, path, body)
 
     monkeypatch.setattr(chat_client, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(ChatClient, "_try", send)
-    monkeypatch.setattr(ChatCaptioner, "_request", lambda self, image: request(self, image) | {"index": image.index})
+    monkeypatch.setattr(ChatClient, "send_once", send)
+    monkeypatch.setattr(
+        ChatCaptioner, "make_request", lambda self, image: request(self, image) | {"index": image.index}
+    )
     run_recaption(settings(retry_minutes=0.1))
     manifest = json.loads(Path(settings().output, "manifest.json").read_text())
     assert manifest["captions"]["dropped"] == {"rejected by the server (500)": 1}
@@ -143,13 +145,13 @@ def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_a
 def test_a_run_that_lost_too_many_samples_resumes_under_a_higher_limit(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captions, asked = ChatCaptioner._captions, []
+    captions, asked = ChatCaptioner.read_captions, []
 
     def empty_after_nine(self: ChatCaptioner, pending: Any) -> Any:
         asked.append(pending)
         return captions(self, pending) if len(asked) <= 9 else "refused"
 
-    monkeypatch.setattr(ChatCaptioner, "_captions", empty_after_nine)
+    monkeypatch.setattr(ChatCaptioner, "read_captions", empty_after_nine)
     with pytest.raises(
         UserError, match=r"00001\.tar: 7 of 7 samples are invalid, more than max_invalid_ratio \(0\.2\)"
     ):

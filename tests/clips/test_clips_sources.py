@@ -490,7 +490,7 @@ def test_a_local_file_is_streamed_with_an_unwritable_cache(tmp_path: Path):
 
 def test_a_local_file_that_cannot_be_read_for_a_while_is_waited_for(tmp_path: Path, monkeypatch):
     source = opened(streamed_rows(tmp_path / "hub"), **STREAM, cache_dir=str(tmp_path / "cache"))
-    read, left = ParquetRows._read_batches, [3]
+    read, left = ParquetRows.read_batches, [3]
 
     def failing(self: ParquetRows, file: str, group: int) -> Iterator[Any]:
         left[0] -= 1
@@ -499,7 +499,7 @@ def test_a_local_file_that_cannot_be_read_for_a_while_is_waited_for(tmp_path: Pa
         return read(self, file, group)
 
     pauses: list[float] = []
-    monkeypatch.setattr(ParquetRows, "_read_batches", failing)
+    monkeypatch.setattr(ParquetRows, "read_batches", failing)
     monkeypatch.setattr("clips.data.remote_files.time.sleep", pauses.append)
     assert source.read(0, rng()).web == "photo 0"
     assert pauses == [1.0]

@@ -99,7 +99,7 @@ def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, mo
 def test_each_step_of_each_process_draws_its_own_random_numbers():
     drawn = []
     for seed, step, rank in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)):
-        training._seed_step(seed, step, rank)
+        training.seed_step(seed, step, rank)
         drawn.append(float(torch.rand(())))
     assert (len(set(drawn)), drawn[0]) == (4, drawn[4])
 

@@ -16,7 +16,7 @@ from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
 
-compute = EncoderVisionModel._compute_states
+compute = EncoderVisionModel.compute_states
 kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
 
 
@@ -27,7 +27,7 @@ def computed(self: EncoderVisionModel, *inputs: Any) -> dict[int, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    EncoderVisionModel._compute_states = computed  # type: ignore[method-assign]
+    EncoderVisionModel.compute_states = computed  # type: ignore[method-assign]
     for path in sys.argv[1:]:
         kept.clear()
         config = parse_config(LlavaTrainConfig, ["--config", path], prog="driver")

@@ -120,7 +120,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, 
             raise KeyboardInterrupt
         return "What?"
 
-    monkeypatch.setattr(chat_command, "_read_prompt", ask)
+    monkeypatch.setattr(chat_command, "read_prompt", ask)
     run_chat(ChatConfig(model=str(bridge_llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]

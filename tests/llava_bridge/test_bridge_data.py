@@ -242,9 +242,9 @@ def test_a_resumed_order_is_the_rest_of_the_whole_one(examples: int) -> None:
 
 def test_a_resume_computes_only_the_steps_that_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     grouped: list[list[int]] = []
-    group = LengthGroupedSampler._length_grouped
+    group = LengthGroupedSampler.group_by_length
     monkeypatch.setattr(
-        LengthGroupedSampler, "_length_grouped", lambda self, step: grouped.append(step) or group(self, step)
+        LengthGroupedSampler, "group_by_length", lambda self, step: grouped.append(step) or group(self, step)
     )
     order = LengthGroupedSampler([(True, n) for n in range(100)], 10, 300, 5, skipped=250)
     assert list(order)[:250] == [-1] * 250

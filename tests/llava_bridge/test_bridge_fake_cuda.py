@@ -61,7 +61,7 @@ def rehearsed(case: str, fit: str, parts: Parts, *, text: bool = False) -> tuple
     if stage.cache_vision_features:
         tower: Any = model.model.vision_tower
         layer = model.config.vision_feature_layer
-        tower.cached_layers = sorted(tower._layer_indices(layer))
+        tower.cached_layers = sorted(tower.layer_indices(layer))
         pixels = batch["pixel_values"].flatten(0, -4)
         states = tower(pixels, output_hidden_states=layer).hidden_states
         batch |= {"feature_keys": ["key"] * len(pixels), "cached_features": states[layer][:, None]}

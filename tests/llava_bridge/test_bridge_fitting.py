@@ -94,7 +94,7 @@ def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridg
 
 
 def test_results_state_the_image_aspect_ratio() -> None:
-    from benchmarks.tasks.mllm.llava_input import _resize
+    from benchmarks.tasks.mllm.llava_input import describe_resize
 
-    said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in get_args(Fit)}
+    said = {fit: describe_resize(make_image_processor(PIXELS, fit)) for fit in get_args(Fit)}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}

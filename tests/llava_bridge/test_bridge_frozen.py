@@ -132,7 +132,7 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
     assert {each.nbytes for each in tower.feature_shards.collected.values()} == {tower.feature_bytes(torch.float32)}
     assert len(tower.feature_shards.collected) == len(bridge_world.COLORS) * (3 if tiles else 1)
     tower.feature_shards.flush()
-    monkeypatch.setattr(tower, "_compute_states", None)
+    monkeypatch.setattr(tower, "compute_states", None)
     assert losses() == plain
 
 
@@ -144,8 +144,8 @@ def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_
     setup = make_setup(bridge_parts, samples)
     enable_feature_cache(setup, torch.float32, "align")
     tower = setup.model.model.vision_tower
-    compute, computed, losses = tower._compute_states, [], []
-    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
+    compute, computed, losses = tower.compute_states, [], []
+    monkeypatch.setattr(tower, "compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
     twice = Subset(setup.dataset, [*range(samples), *range(samples)])
     for batch in DataLoader(twice, batch_size=2, collate_fn=setup.collator, num_workers=workers):
         del batch["invalid_samples"]
@@ -169,8 +169,8 @@ def test_only_the_images_of_a_batch_that_the_cache_lacks_are_computed(bridge_par
     pixels = torch.randn(3, 3, tower.config.image_size, tower.config.image_size)
     wanted = tower(pixels, output_hidden_states=True).hidden_states[layer]
     tower.cache_features(layer, torch.float32)
-    compute, computed = tower._compute_states, []
-    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
+    compute, computed = tower.compute_states, []
+    monkeypatch.setattr(tower, "compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
     for rows in ([1], [0, 1, 2], [2, 0]):
         with tower.with_features(None, [f"key{row}" for row in rows]):
             states = tower(pixels[rows], output_hidden_states=[layer]).hidden_states[layer]

@@ -30,10 +30,10 @@ from llava_bridge.data.batches import ConversationCollator, ConversationDataset,
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
 from llava_bridge.training.setup import (
-    _packed_length,
-    _set_attention,
     modules_to_compile,
+    packed_length,
     recompute_layers,
+    set_attention,
     supports_packing,
 )
 from llava_bridge.training.train_config import StageConfig
@@ -210,8 +210,8 @@ def test_an_llm_that_mixes_packed_samples_is_rejected() -> None:
         config=SimpleNamespace(text_config=SimpleNamespace(model_type="mixes")),
     )
     with pytest.raises(UserError, match=r"instruct\.packing: expected false, since this LLM \(mixes\) mixes samples"):
-        _packed_length(llava, 100, "instruct", StageConfig(packing=True))
-    assert _packed_length(llava, 100, "instruct", StageConfig()) is None
+        packed_length(llava, 100, "instruct", StageConfig(packing=True))
+    assert packed_length(llava, 100, "instruct", StageConfig()) is None
 
 
 @pytest.mark.parametrize("name", ["flash_test", "kernels-test/flash-attn2"])  # a package, a kernel of the Hub
@@ -225,7 +225,7 @@ def test_the_trial_of_packing_does_not_ask_flash_attention(name: str) -> None:
     llm = LlamaModel(LlamaConfig(**SMALL_LLM, vocab_size=64))
     llm.config._attn_implementation = name
     llava = SimpleNamespace(model=SimpleNamespace(language_model=llm), config=SimpleNamespace(text_config=llm.config))
-    assert _packed_length(llava, 100, "instruct", StageConfig(packing=True)) == math.inf  # one row, however long
+    assert packed_length(llava, 100, "instruct", StageConfig(packing=True)) == math.inf  # one row, however long
     assert llm.config._attn_implementation == name
     with pytest.raises(RuntimeError, match="FlashAttention"):
         llm(input_ids=torch.arange(3)[None])
@@ -239,7 +239,7 @@ def test_flash_attention_is_used_in_bf16_where_it_is_installed(installed: bool, 
     monkeypatch.setattr(llm, "set_attn_implementation", asked := Mock())
     for wanted in (None, "eager"):
         config: Any = SimpleNamespace(attn_implementation=wanted, precision=precision)
-        _set_attention(llm, config)
+        set_attention(llm, config)
     expected = ["flash_attention_2"] if installed and precision == "bf16" else []
     assert [call.args[0] for call in asked.call_args_list] == [*expected, "eager"]
 

@@ -53,10 +53,15 @@ def test_a_projector_gives_the_stated_tokens_mixes_no_images_and_learns_entirely
 
 def test_neighbors_by_hand() -> None:
     assert PROJECTORS.keys() <= SMALL.keys()  # every one is tested
-    from llava_bridge.projectors.modules import _neighbors
+    from llava_bridge.projectors.modules import group_neighbors
 
     grid = torch.arange(16.0).reshape(1, 16, 1)  # rows 0–3, 4–7, 8–11, 12–15
-    assert _neighbors(grid, 2)[0, :, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert group_neighbors(grid, 2)[0, :, :, 0].tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
     pool = build_projector(
         ProjectorConfig(type="pool", downsample_factor=4), ProjectorShape(patches=16, width=1, llm=1)
     )

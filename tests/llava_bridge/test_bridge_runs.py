@@ -23,7 +23,7 @@ from llava_bridge.training import inputs, launch, run_dir
 from llava_bridge.training import train as training
 from llava_bridge.training.inputs import resolve_inputs
 from llava_bridge.training.run_dir import prepare_work_dir
-from llava_bridge.training.train import _check_shared, _with_precision
+from llava_bridge.training.train import check_is_shared, with_precision
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 
@@ -195,10 +195,10 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
     from clips.parallel import distributed
 
     (tmp_path / "run.json").touch()
-    _check_shared(tmp_path)
+    check_is_shared(tmp_path)
     monkeypatch.setattr(distributed, "all_gather_objects", lambda sees: [sees, False])
     with pytest.raises(UserError, match=r"output: expected a directory shared by all nodes, but the process of rank 1"):
-        _check_shared(tmp_path)
+        check_is_shared(tmp_path)
 
 
 def test_a_run_keeps_its_precision_on_other_hardware(config, tmp_path, monkeypatch, capsys) -> None:
@@ -207,13 +207,13 @@ def test_a_run_keeps_its_precision_on_other_hardware(config, tmp_path, monkeypat
     found, auto = [], dataclasses.replace(config, precision="auto")
     for precision in ("fp32", "bf16", "fp32"):
         monkeypatch.setattr(compute, "resolve_precision", lambda *_, kind=precision: (kind, "as it is"))
-        found.append(_with_precision(auto, tmp_path).precision)
+        found.append(with_precision(auto, tmp_path).precision)
         if precision == "bf16":  # the first one left no progress
             (tmp_path / "align/model").mkdir(parents=True)
     assert found == ["fp32", "bf16", "bf16"]
     reasons = ("fp32 (as it is)", "bf16 (as it is)", "bf16 (as before)")
     assert capsys.readouterr().err == "".join(f"precision: {each}\n" for each in reasons)
-    assert _with_precision(config, tmp_path).precision == config.precision == "fp32"
+    assert with_precision(config, tmp_path).precision == config.precision == "fp32"
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", "null"), ("5", "null"), ("4,7", "2"), ("0,1,2", "3")])

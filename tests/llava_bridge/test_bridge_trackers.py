@@ -138,7 +138,7 @@ def test_a_run_is_finished_without_the_files_of_a_tensorboard_that_failed(tmp_pa
         (tmp_path / ".llava.work" / stage / "model" / "stage.json").write_text(json.dumps(summary))
     (tmp_path / ".llava.work" / "metrics.jsonl").touch()
     finished = dataclasses.replace(config({}, report_to=("tensorboard",)), output=str(tmp_path / "llava"))
-    train._write_output(bridge_world.inputs_of(finished))
+    train.write_output(bridge_world.inputs_of(finished))
     assert {path.name for path in (tmp_path / "llava").iterdir()} == {"metrics.jsonl", "README.md"}
 
 

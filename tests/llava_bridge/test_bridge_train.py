@@ -395,7 +395,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
     monkeypatch.setattr(distributed, "all_gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
     trainer = stage_trainer(0.7)
-    trainer._check_invalid(trainer.invalid.add([(0, "a", "of rank 0")]))
+    trainer.check_invalid(trainer.invalid.add([(0, "a", "of rank 0")]))
     assert trainer.gather_invalid().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
@@ -409,7 +409,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
     assert record["seconds"] == 15.0
     trainer.invalid = restored(record["invalid_samples"])
     with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
-        trainer._check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
+        trainer.check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 

@@ -299,7 +299,7 @@ def test_a_recipe_of_equal_cost_is_between_the_two_runs_next_to_it():
         ("clip", 1200, {"clip.25.600": 0.0, "clip.25.1200": 1.0}),
         ("veclip", 300 * 2**0.5, {"veclip.25.300": 0.5, "veclip.25.600": 0.5}),
     ):
-        found = judge_claims._minus_after(name, steps)
+        found = judge_claims.minus_after(name, steps)
         assert {run: -weight for run, weight in found.items()} == pytest.approx(expected)
 
 

@@ -188,7 +188,7 @@ def compute_evaluation(
     for name, (spec, values) in (extra or {}).items():
         items[spec.columns[0]] = values
         specs[name] = spec
-    baselines = {CHANCE: _chance_columns(pairs)}
+    baselines = {CHANCE: chance_columns(pairs)}
     first = "accuracy_of_kinds" if pairs.by_category and "accuracy_of_kinds" in specs else "accuracy"
     metrics = {
         name: compute_metric(items, spec, baselines=baselines) for name, spec in specs.items() if name not in absent
@@ -242,7 +242,8 @@ def _wins(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
     return text, image
 
 
-def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
+def chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
+    """The item columns of a model whose similarities are random: the probability of each success."""
     shapes = [(len(case.images), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T

@@ -57,13 +57,14 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         model=model,
         preprocess=encoder.preprocess,
         tokenizer=encoder.tokenizer,
-        preprocessing=_preprocessing(encoder, path),
+        preprocessing=describe_preprocessing(encoder, path),
         device=device,
         precision=precision,
     )
 
 
-def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
+def describe_preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
+    """The preprocessing of an open_clip encoder, as results state it."""
     visual, stated = encoder.model.visual, encoder.config.get("preprocess_cfg", {})
     settings = getattr(visual, "preprocess_cfg", None) or stated
     size = settings.get("size") or visual.image_size

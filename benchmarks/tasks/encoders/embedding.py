@@ -127,7 +127,7 @@ def embed_images(
             for batch, images in zip(progress_iter(chosen, "embedding images", "batches"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
-                yield _unit_vectors(encoder.model.encode_image(pixels), [names[index] for index in batch], "image")
+                yield unit_vectors(encoder.model.encode_image(pixels), [names[index] for index in batch], "image")
 
     return cache.collect(batches(range(len(names)), batch_size), compute)
 
@@ -155,7 +155,7 @@ def embed_texts(
                     features = encode_text_features(model, tokens)
                 else:
                     features = model.encode_text(tokens.to(encoder.device))
-                yield _unit_vectors(features, named, "text")
+                yield unit_vectors(features, named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
 
@@ -165,7 +165,12 @@ def batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _unit_vectors(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
+def unit_vectors(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
+    """Features (N, D) divided by their lengths, in float32 on the CPU.
+
+    Raises:
+        UserError: those of a named ``what`` are not finite.
+    """
     import torch
 
     features = torch.nn.functional.normalize(features.float(), dim=-1).cpu()

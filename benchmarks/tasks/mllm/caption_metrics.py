@@ -151,7 +151,7 @@ def ptb_tokenize(lines: Sequence[str]) -> list[str]:
         return []
     clean = [re.sub("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", " ", line) for line in lines]
     if not is_java_available():
-        return [_python_tokens(line) for line in clean]
+        return [python_tokens(line) for line in clean]
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
@@ -168,7 +168,7 @@ def ptb_tokenize(lines: Sequence[str]) -> list[str]:
     return tokenized[: len(clean)]
 
 
-def _python_tokens(line: str) -> str:
+def python_tokens(line: str) -> str:
     """NLTK's Treebank rules with Stanford's for brackets and full stops inside a line."""
     from nltk.tokenize import NLTKWordTokenizer
 

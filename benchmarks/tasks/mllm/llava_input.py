@@ -39,7 +39,7 @@ def input_settings(processor: Any) -> Entries:
         tokens = int((resolution // processor.patch_size) ** 2 + others)
     return {
         "input_resolution": resolution,
-        "input_resize": _resize(images),
+        "input_resize": describe_resize(images),
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
         "input_tokens": tokens,
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
@@ -47,7 +47,8 @@ def input_settings(processor: Any) -> Entries:
     }
 
 
-def _resize(images: Any) -> str:
+def describe_resize(images: Any) -> str:
+    """How an image processor fits an image into its size, as results state it."""
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):

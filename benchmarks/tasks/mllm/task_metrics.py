@@ -239,7 +239,8 @@ def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[st
     return columns
 
 
-def _bleu_columns(n: int) -> tuple[str, ...]:
+def bleu_columns(n: int) -> tuple[str, ...]:
+    """The item columns of which BLEU-``n`` is computed."""
     counts = [f"bleu_{what}{order}" for what in ("matched", "possible") for order in _BLEU_ORDERS[:n]]
     return (*counts, "length", "reference_length")
 
@@ -250,7 +251,7 @@ def caption_columns(ids: Sequence[int], scores: ImageCaptionScores) -> Mapping[s
     return {
         "cider": np.array([scores.cider[index] for index in ids]),
         "rouge": np.array([scores.rouge[index] for index in ids]),
-        **dict(zip(_bleu_columns(4), counts.T, strict=True)),
+        **dict(zip(bleu_columns(4), counts.T, strict=True)),
     }
 
 
@@ -259,7 +260,7 @@ def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
     return {
         f"{prefix}CIDEr": MetricSpec(label="CIDEr", aggregation="mean_of_scores", columns=("cider",)),
         **{
-            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", aggregation="bleu", columns=_bleu_columns(n))
+            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", aggregation="bleu", columns=bleu_columns(n))
             for n in _BLEU_ORDERS
         },
         f"{prefix}ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),

@@ -276,7 +276,7 @@ class WebDatasetSource(Source):
         self.ends = np.cumsum(self.blocks)
         if sizes and not self.is_remote and _is_quick(self.shards):
             self._correct_sizes()
-        self._check_keys()
+        self.check_keys()
 
     @property
     def facts(self) -> Any:
@@ -459,7 +459,7 @@ class WebDatasetSource(Source):
             raise InvalidSampleError("broken JSON")
         return fields
 
-    def _check_keys(self) -> None:
+    def check_keys(self) -> None:
         """Raise UserError for a caption key that none of the first 20 samples of the first 16 shards has."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
