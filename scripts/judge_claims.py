@@ -599,11 +599,9 @@ def main() -> int:
                 print(f"## Equal compute\n\n{markdown_frame(shown.set_index('recipe'))}\n")
                 if args.figure:
                     atomic_write(args.figure, draw_curves(table))
-        written = [
-            items for name in studies if "caption" in (items := pd.read_parquet(args.scores / f"{name}.parquet"))
-        ]
-        if written:
-            print(f"## Captions\n\n{markdown_frame(caption_table(pd.concat(written)).astype(str))}\n")
+        for name in studies:
+            if "caption" in (items := pd.read_parquet(args.scores / f"{name}.parquet")):
+                print(f"## Captions of {name}\n\n{markdown_frame(caption_table(items).astype(str))}\n")
         judged = judge(CLAIMS, studies)
         tested = judged[judged["condition"] == ""].drop(columns=["", "condition"])
         print(f"## Claims\n\n{markdown_frame(tested)}\n")
