@@ -16,6 +16,7 @@ import generators
 import pytest
 import yaml
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.study.launch import CLI_ENTRY_POINTS
 from benchmarks.study.schema import Study, parse_study
@@ -203,6 +204,49 @@ def test_no_number_of_a_config_is_infinite(configs: dict[str, tuple[type, dict[s
                     expect(kind, changed, f"{name}.{field}: expected ".lstrip("."))
                     count += 1
     assert count > 100
+
+
+def test_a_number_is_rejected_where_pydantic_rejects_it(configs: dict[str, tuple[type, dict[str, Any]]]):
+    """The bounds that the types state, in the config alone and as a field that is named."""
+    counts = {True: 0, False: 0}
+    for kind, values in configs.values():
+        for name, holder, _ in places(kind, values):
+            for field, hint in typing.get_type_hints(holder, include_extras=True).items():
+                for value in numbers_around_bounds(hint):
+                    try:
+                        TypeAdapter(hint).validate_python(value, strict=True)
+                        is_valid = True
+                    except ValidationError:
+                        is_valid = False
+                    alone = dataclasses.make_dataclass("Alone", [(field, hint)], frozen=True, kw_only=True)
+                    if is_valid:
+                        assert getattr(from_plain(alone, {field: value}), field) == value
+                    else:
+                        changed = copy.deepcopy(values)
+                        next(place for other, _, place in places(kind, changed) if other == name)[field] = value
+                        expect(kind, changed, f"{field}: expected ")
+                    counts[is_valid] += 1
+    assert min(counts.values()) > 100
+
+
+def numbers_around_bounds(hint: Any) -> Iterator[float]:
+    """The bounds of a number's type, and the nearest numbers on both sides of each."""
+    for option in (hint, *typing.get_args(hint)):
+        number = without_range(option) if typing.get_origin(option) is typing.Annotated else None
+        if number not in (int, float):
+            continue
+        schema = TypeAdapter(option).json_schema()
+        for bound in {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"} & schema.keys():
+            limit = number(schema[bound])
+            yield from (
+                (limit - 1, limit, limit + 1)
+                if number is int
+                else (
+                    math.nextafter(limit, -math.inf),
+                    limit,
+                    math.nextafter(limit, math.inf),
+                )
+            )
 
 
 PLAIN_VALUES: dict[str, Any] = {

@@ -89,8 +89,6 @@ def test_settings_of_other_benchmarks_are_ignored_at_their_default_only():
         ({"max_new_tokens": 3}, r"unknown key 'max_new_tokens' \('retrieval' takes name, data, task, limit, split, "),
         ({"langage": "de"}, r"unknown key 'langage'; did you mean 'language'\? \('retrieval' takes"),
         ({"limit": "few"}, r"^benchmarks\.retrieval: limit: expected an integer of at least 1 or null, got 'few'$"),
-        ({"limit": 0}, "limit: expected an integer of at least 1 or null, got 0"),
-        ({"captions_per_image": 0}, "captions_per_image: expected an integer of at least 1"),
         (
             {"name": "x", "task": "long_retrieval", "word_limits": ()},
             r"^benchmarks\.x: word_limits: expected increasing",
@@ -114,10 +112,7 @@ def test_settings_of_other_benchmarks_are_ignored_at_their_default_only():
         ({"name": "choice", "blind": ("blank",)}, r"unknown key 'blind' \('choice' takes"),
         ({"name": "pope", "blind": ("black",)}, r"blind\[1\]: expected one of blank, shuffled, got 'black'"),
         ({"name": "pope", "blind": ("blank", "blank")}, "blind: expected different kinds"),
-        ({"name": "pope", "blind_items": 1.5}, r"blind_items: expected a number above 0.* 1, got 1\.5"),
-        ({"name": "pope", "num_beams": 0}, "num_beams: expected an integer of at least 1"),
         ({"name": "pope", "scale": 2.0}, "unknown key 'scale'"),
-        ({"name": "ai2d_no_mask", "scale": 0.0}, "scale: expected a finite number above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line(settings: dict[str, Any], said: str):

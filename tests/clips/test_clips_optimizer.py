@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,11 +150,6 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
     [
         ({"max_steps": None}, "max_steps, max_samples, num_epochs: expected exactly one of them, got none"),
         ({"num_epochs": 1.0}, "expected exactly one of them, got max_steps, num_epochs"),
-        ({"max_steps": -1}, "max_steps: expected an integer of at least 0 or null, got -1"),
-        ({"model": {"context_length": 2}}, "model.context_length: expected an integer of at least 4 or null, got 2"),
-        ({"global_batch_size": 0}, "global_batch_size: expected an integer of at least 1, got 0"),
-        ({"seed": -3}, f"seed: expected an integer from 0 to below {2**63}, got -3"),
-        ({"seed": 2**70}, "seed: expected an integer from 0 to below"),
         (
             {"optimizer": {"schedule": "cosin"}},
             "optimizer.schedule: expected one of cosine, constant, linear, wsd",
@@ -165,19 +159,9 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
             {"optimizer": {"lr_scheduler": "wsd"}},
             "'optimizer.lr_scheduler'; did you mean 'optimizer.schedule'",
         ),
-        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: expected a finite number above 0"),
-        ({"optimizer": {"learning_rate": math.nan}}, "optimizer.learning_rate: expected a finite number above 0"),
-        (
-            {"optimizer": {"warmup_ratio": 1}},
-            "optimizer.warmup_ratio: expected a number from 0 to below 1 or null, got 1",
-        ),
-        ({"optimizer": {"base_learning_rate": -1e-6}}, "base_learning_rate: expected a finite number above 0"),
         ({"optimizer": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}}, "base_learning_rate: expected one"),
         ({"optimizer": {"warmup_ratio": 0.1, "warmup_samples": 0}}, "warmup_samples: expected one of them, got both"),
-        ({"optimizer": {"warmup_samples": -1}}, "optimizer.warmup_samples: expected an integer of at least 0"),
         ({"optimizer": {"warmup_samples": 24}}, "optimizer.warmup_samples: expected fewer than the 24 samples"),
-        ({"optimizer": {"max_grad_norm": -1}}, "optimizer.max_grad_norm: expected a finite number above 0 or null"),
-        ({"optimizer": {"adam_beta2": 1.0}}, "optimizer.adam_beta2: expected a number from 0 to below 1, got 1.0"),
     ],
 )
 def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):

@@ -288,7 +288,6 @@ def test_a_run_keeps_its_precision_on_other_hardware(data: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected a finite number above 0, got 0"),
         ({"allow_changes_on_resume": ["seed"]}, "expected fields that begin with optimizer., precision; got seed"),
         (
             {

@@ -43,7 +43,6 @@ from clips.data.formats.conversations import is_held_out
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
-from clips.typed_data import from_plain
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.batches import ConversationDataset
@@ -334,8 +333,6 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
     expect_error("not valid JSON", "broken.json", format="llava")
     none = str(tmp_path / "none")
     expect_error("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
-    with pytest.raises(UserError, match="captions_per_image: expected an integer of at least 1 or null, got 0"):
-        from_plain(ConversationSourceConfig, {"path": "x", "captions_per_image": 0})
     with pytest.raises(UserError, match="expected local files"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
