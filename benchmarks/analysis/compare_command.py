@@ -279,6 +279,8 @@ def _moved(mine: Result, theirs: Result) -> Iterator[str]:
         if (metric := mine.metrics.get(key)) and key in theirs.metrics
     ]
     count = f"of {len(both):,} items {int(answers.sum()):,} have another answer, {int(scores.sum()):,} another score"
+    if answers.any() and mine.fingerprint == theirs.fingerprint:
+        count += ", although the model and its settings are the same"
     yield f"{count}; B − A in points: {', '.join(points) or 'none'}."
     for line in both[scores | answers].nlargest(_MAX_MOVED, "by").itertuples():
         pairs = ((line.prediction, line.score), (line.prediction_b, line.score_b))

@@ -65,4 +65,8 @@ def compare(
             "no models were tested: expected scores for exactly the same items, and the same protocol and source",
             stacklevel=2,
         )
+    else:
+        for note in report.notes:
+            if note.kind == "other items":
+                warnings.warn(note.text, stacklevel=2)
     return Comparison(scores, differences)

@@ -76,7 +76,9 @@ COLUMNS: Mapping[str, Column] = {
     "category": Column(kind="text", meaning="the benchmark's part", constant_in=(*_RESULT, "item")),
     "question": Column(kind="text", meaning="the prompt, for the report's examples"),
     "prediction": Column(kind="text", meaning="the model's answer"),
-    "target": Column(kind="text", meaning="the expected answer"),
+    "target": Column(
+        kind="text", meaning="the expected answer", constant_in=("benchmark", "protocol", "source", "item")
+    ),
     "protocol": Column(
         kind="text",
         meaning="how it was measured (harness, version, shots); models of different protocols are not tested",
@@ -328,7 +330,7 @@ def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
     """The metric of all models' items: a ratio, or points.
 
     Models, or seeds, in different scales would differ significantly: so one whose scores reach at most 1 is rejected
-    beside one whose scores reach 5, unless the scale is stated.
+    beside one whose scores reach 5, unless the scale is stated; so are hits of 0 and 1 beside others of 0 and 2.
     """
     scores, is_stated, scale = lines["score"].to_numpy(), lines["scale"].notna().any(), _scale(lines)
     _reject(lines, (lines["scale"] <= 0).to_numpy(), "scale: expected a number above 0")
@@ -339,7 +341,9 @@ def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
         _reject(lines, outside, f"score: expected 0 to {scale:g}, as the scale is {scale:g}")
         if scale == _PER_CENT:
             _reject(lines, likely_ratios, "score: expected per cent, as the scale is 100; this model's are at most 1")
-    elif largest.max() >= _NOT_RATIOS:
+    else:
+        _reject_other_hits(lines)
+    if not is_stated and largest.max() >= _NOT_RATIOS:
         other = lines["model"].iloc[int(largest.argmax())]
         scales = f"this model's scores are at most 1, those of '{other:.{_SHOWN}}' {largest.max():g}"
         _reject(lines, likely_ratios, f"score: expected one scale, or the column scale: {scales}")
@@ -353,6 +357,22 @@ def _spec_of_items(metric: str, lines: pd.DataFrame) -> MetricSpec:
         higher_is_better=bool(directions.iloc[0]) if len(directions) else True,
         most=1.0 if is_ratio else scale if is_stated else math.inf,
     )
+
+
+def _reject_other_hits(lines: pd.DataFrame) -> None:
+    """Reject a model that has two scores, of which only the lower or the higher one is another model's, too."""
+    by_model = lines.groupby(["model", "seed"], dropna=False)["score"]
+    two = lines[(by_model.transform("nunique") == 2).to_numpy()]
+    if two.empty:
+        return
+    ends = two.groupby(["model", "seed"], dropna=False)["score"].transform
+    low, high = ends("min"), ends("max")
+    other = ((low == low.iloc[0]) != (high == high.iloc[0])).to_numpy()
+    if other.any():
+        row = int(other.argmax())
+        pairs = [f"{low.iloc[place]:g} and {high.iloc[place]:g}" for place in (row, 0)]
+        message = f"this model's scores are {pairs[0]}, those of '{two['model'].iloc[0]:.{_SHOWN}}' {pairs[1]}"
+        _reject(two, other, f"score: expected one scale, or the column scale: {message}")
 
 
 def _result(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from benchmarks.report.notes import marked_apart, title_with_baselines, unread_differences
 from benchmarks.report.table import Cell, Difference, Table
 from benchmarks.results.formatting import decimals_needed, format_number, join_or_count, join_with_and
+from benchmarks.results.measure import comparable
 
 _MAX_SIZES = 2
 
@@ -175,12 +176,14 @@ class _Tests:
         if len(names) == 2 and not table.baselines:
             self.baseline = names[1 - names.index(row)]
         self.deltas, self.untested = dict[Cell, Difference](), list[Cell]()  # untested: both have a number
+        self.reasons: dict[str, None] = {}  # why these were not tested
         for column in table.columns if self.baseline in names else ():
             cell, base = (table.cells(column)[names.index(name)] for name in (row, self.baseline))
             if difference := table.difference(cell, base) if column.ranked else None:
                 self.deltas[cell] = difference
             elif column.ranked and None not in (cell.value, base.value):
                 self.untested.append(cell)
+                self.reasons[_why_untested(cell, base)] = None
         self.cells = [*self.deltas]
         kinds = ("better", "worse", "not significant", "not credited")
         self.better, self.worse, self.equal, self.uncredited = (
@@ -191,7 +194,8 @@ class _Tests:
         """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
         row, baseline = self.row, self.baseline
         if not self.cells:
-            return f"{row} was not tested against {baseline} on {_titles(self.untested)}."
+            why = join_with_and([*self.reasons])
+            return f"{row} was not tested against {baseline} on {_titles(self.untested)}, because {why}."
         not_tested = f"; not tested on {_titles(self.untested)}" if self.untested else ""
         if not self.better and not self.worse and not self.uncredited:
             where = f"any of {len(self.cells)} metrics" if len(self.cells) > 1 else _titles(self.cells)
@@ -222,6 +226,16 @@ class _Tests:
         others = [cell for cell in cells if cell not in first.values()]
         sizes = join_with_and([_size(self.deltas[cell]) for cell in first.values()])
         return sizes + (f", and also on {_titles(others)}" if others else "")
+
+
+def _why_untested(cell: Cell, base: Cell) -> str:
+    if cell.group != base.group:
+        return "the settings differ"
+    if cell.ci_low is None or base.ci_low is None:
+        return "a number has no interval"
+    if not comparable(cell.evidence, base.evidence):
+        return "the items differ"
+    return "the model and its numbers are the same"
 
 
 def _size(delta: Difference) -> str:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource, measuring_tool
 from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
@@ -93,6 +95,7 @@ KINDS: Mapping[str, Kind] = {
         title="Contradictions",
         brief="Numbers contradict the answers that they are from: {count} case{s}.",
     ),
+    "one seed": Kind(title="One seed", brief="Each model was trained once: intervals and tests leave out other seeds."),
     "training": Kind(
         title="Training settings",
         brief="Some models were trained with different settings, which may explain a difference.",
@@ -119,8 +122,12 @@ KINDS: Mapping[str, Kind] = {
         title="Missing numbers", brief="{count} number{s} {is} missing, each seed's counted where a model has several."
     ),
     "unread": Kind(title="Answers not read", brief="For {count} score{s}, more than 2 % of the answers were not read."),
+    "other items": Kind(
+        title="Other items", brief="{count} number{s} {is} for other items than the rest, and not tested against it."
+    ),
+    "equal": Kind(title="Equal scores", brief="{count} pair{s} of models {has} the same score on every item."),
     "untested": Kind(title="No interval or test", brief="{count} number{s} {has} no interval or no test."),
-    "unchecked": Kind(title="Not checked"),
+    "unchecked": Kind(title="Not checked", brief="{count} result{s} {is} not checked, because the items are missing."),
     "intervals": Kind(title="Intervals"),
     "baselines": Kind(title="Chance and trivial baselines"),
     "gains": Kind(title="Gain over blind"),
@@ -192,6 +199,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
         _about_scorers(source),
         _about_imports(source),
         _about_inputs(source),
+        _about_equal_models(table),
         _about_another_seed(table),
     )
     notes = [each for group in groups for each in group]
@@ -301,6 +309,9 @@ def _about_intervals(table: Table) -> Iterator[Note]:
         )
     if lines:
         yield Note(kind="intervals", text=" ".join(lines))
+    if "included" not in kinds and any("seed" in result.model for cell in with_interval for result in cell.results):
+        text = "Each model was trained once: a difference may be that of two seeds of the same training."
+        yield Note(kind="one seed", text=text)
     few: dict[int, dict[str, None]] = {}  # seeds → models
     for cell in with_interval:
         if cell.caution and cell.evidence is not None:
@@ -345,8 +356,9 @@ def _about_intervals(table: Table) -> Iterator[Note]:
             apart = ["" if each is most else f" ({items_apart(most, each)})" for each in evidence]
             rows = [join_row_names(cell.row for cell in cells) for cells in known]
             names = "; ".join(f"{text}{differing}" for text, differing in zip(rows, apart, strict=True))
-            text = f"{title}: models are tested against each other if they have scores for the same items: {names}."
-            yield Note(kind="untested", text=text, count=sum(map(len, known[1:])))
+            text = f"{title}: the items differ, so only models of one group are tested against each other: {names}."
+            sizes = [*map(len, known)]
+            yield Note(kind="other items", text=text, count=sum(sizes) - (max(sizes) if max(sizes) > 1 else 0))
         if unknown := [cell.row for cells in sets for cell in cells if cell.evidence is None]:
             unknown_on.setdefault(join_row_names(sorted(unknown, key=order.index)), []).append(title)
     if where := "; ".join(f"{names} on {join_or_count(titles, 'metrics')}" for names, titles in unknown_on.items()):
@@ -432,6 +444,25 @@ def _about_gains(table: Table) -> Iterator[Note]:
         if unknown and cell.ci_low is not None:
             reasons = join_with_and([*unknown])
             yield Note(kind="gains", text=f"{cell.row} on {cell.column.title} has no gain over blind: {reasons}.")
+
+
+def _about_equal_models(table: Table) -> Iterator[Note]:
+    """Models with different results, but the same score on every item: a model compared with its copy is tied."""
+    rows = {row.name: [column_cells[place] for column_cells in map(table.cells, table.columns)]
+            for place, row in enumerate(table.rows)}  # fmt: skip
+    for (one, mine), (other, theirs) in itertools.combinations(rows.items(), 2):
+        common = [(cell, same) for cell, same in zip(mine, theirs, strict=True) if cell.evidence and same.evidence]
+        if common and all(_has_equal_items(cell, same) for cell, same in common):
+            where = join_or_count([cell.column.title for cell, _ in common], "metrics")
+            yield Note(kind="equal", text=f"{one} and {other} have the same score on every item of {where}.")
+
+
+def _has_equal_items(cell: Cell, other: Cell) -> bool:
+    one, two = cell.evidence, other.evidence
+    if one is None or two is None or cell.key == other.key or not comparable(one, two):
+        return False
+    differs = np.ptp(one.influence, axis=1).any()  # all answers may be right, or wrong, in both
+    return bool(differs) and np.array_equal(one.values, two.values) and np.array_equal(one.influence, two.influence)
 
 
 def _about_unread(table: Table) -> Iterator[Note]:
@@ -574,13 +605,15 @@ def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[N
 def _about_missing_items(source: ReportSource) -> Iterator[Note]:
     """The results without items: reading a result checks its numbers against its items."""
     by_models: dict[str, list[str]] = {}
+    count = 0  # of this suite's
     for benchmark in source.benchmarks:
-        models = [row for row, result in source.results(benchmark).items() if result.items is None]
+        models = {row: result for row, result in source.results(benchmark).items() if result.items is None}
+        count += sum(not result.measured_elsewhere for result in models.values())
         if models:
             by_models.setdefault(join_row_names(models), []).append(benchmark)
     where = "; ".join(f"{models} on {join_or_count(names, 'benchmarks')}" for models, names in by_models.items())
     if where:
-        yield Note(kind="unchecked", text=f"Not checked, because their items are missing: {where}.")
+        yield Note(kind="unchecked", text=f"Not checked, because their items are missing: {where}.", count=count)
 
 
 def _about_parts(source: ReportSource) -> Iterator[Note]:

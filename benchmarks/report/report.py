@@ -23,6 +23,7 @@ from benchmarks.report.notes import MarkStyle, Note, brief_notes, mark_legend, t
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.scores import mean_tables, seed_tables
 from benchmarks.report.table import Cell, Table
+from benchmarks.results.formatting import join_or_count
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.study_record import Display
 from clips.errors import UserError, unknown_name_error
@@ -258,8 +259,12 @@ def build_report(
         (len(complete_table.columns), len(table.columns), "columns"),
     )
     omitted = [f"{total - left} of {total} {name}" for total, left, name in totals if left < total]
-    tests = " Tests are corrected for all columns, omitted ones included." if complete_table.comparisons else ""
-    text = f"Omitted from this table: {' and '.join(omitted)}.{tests}"
+    selected = {row.name for row in selection.select_models(complete).rows}
+    left_out = {row.model if table.seeds else row.name: None for row in complete.rows if row.name not in selected}
+    models = f" Tests do not count {join_or_count([*left_out], 'omitted models')}." if left_out else ""
+    fewer_columns = complete_table.comparisons and len(table.columns) < len(complete_table.columns)
+    tests = " Tests are corrected for all columns, omitted ones included." if fewer_columns else ""
+    text = f"Omitted from this table: {' and '.join(omitted)}.{models}{tests}"
     omissions = [Note(kind="omitted", text=text)] if omitted else []
     overall = overall_scores(complete_table)
     if overall and ranked and source.study is None and not (selection.models or display.groups):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.measures import cell_texts
-from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL, grouped_notes
+from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL, brief_notes, grouped_notes, mark_legend
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
@@ -111,6 +111,8 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False, b
     if brief and report.verdict:
         line(report.verdict, "bold")
         line(report.answer)
+        for note in brief_notes(report.notes):
+            line(f"  {note}", "dim")
         return
     frame = main_table(report, _terminal_cell, lambda text: Text(strip_control_chars(text), style="dim"))
     groups = [row.group for row in report.table.rows]
@@ -130,8 +132,12 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False, b
     style = TERMINAL if console.color_system else PLAIN
     notes = report.all_notes(style) if all_notes else report.first_notes(style)
     if not report.table.differences:  # why nothing could be tested, in full
-        reasons = [note.text for note in report.notes if note.kind in {"protocol", "untested"}]
+        reasons = [note.text for note in report.notes if note.kind in {"protocol", "other items", "untested"}]
         notes = reasons[:_MOST_REASONS] or notes
+    elif not all_notes:  # whom the marks leave out, in full, too
+        apart = [note.text for note in report.notes if note.kind == "other items"]
+        others = brief_notes([note for note in report.notes if note.kind != "other items"])
+        notes = [*mark_legend(report.table, style), *apart[:_MOST_REASONS], *others]
     for note in notes:
         line(f"  {note}", "dim")
     if report.notes and not all_notes:

@@ -55,6 +55,8 @@ def _raise_first(file: Path | None, faults: Iterator[str]) -> None:
 
 
 def _wrong_fields(result: Result) -> Iterator[str]:
+    if result.items is not None and Path(result.items).name in {"", ".."}:
+        yield f"items: expected the name of a file, got '{result.items:.60}'"
     numbers = {"seconds": result.seconds, "schema": result.schema}
     for name, metric in result.metrics.items():
         fields = {**vars(metric), **{f"chance_levels.{kind}": value for kind, value in metric.chance_levels.items()}}

@@ -6,6 +6,7 @@ its outputs are whole. Otherwise its next job resumes, or makes its outputs from
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from benchmarks.study.launch import Resources
 from benchmarks.study.locks import LOCK, is_locked
 from clips.core.artifact import MANIFEST, find_damage, read_manifest
 from clips.core.durable import atomic_write
+from clips.core.identity import file_hash
 from clips.core.parent_death import usable_cores
 from clips.errors import UserError
 from clips.typed_data import to_plain
@@ -102,8 +104,7 @@ def _problem(output: Path) -> str | None:
             return f"{output}: not readable ({error})"
         if isinstance(result, dict) and result.get("status") == "failed":
             return f"{result.get('benchmark')} failed: {result.get('failure_reason')}"
-        items = output.with_name(f"{output.stem}.items.parquet")
-        return f"{items}: has no content" if items.is_file() and not items.stat().st_size else None
+        return _problem_of_items(output, result) if isinstance(result, dict) else None
     if (output / MANIFEST).is_file():
         try:
             return find_damage(output, read_manifest(output), contents=False)
@@ -111,6 +112,23 @@ def _problem(output: Path) -> str | None:
             return str(error)
     files = (path for path in output.rglob("*") if path.is_file())
     return None if any(path.stat().st_size for path in files) else f"{output}: has no content"
+
+
+def _problem_of_items(output: Path, result: Mapping[str, Any]) -> str | None:
+    if not isinstance(name := result.get("items"), str):
+        return None
+    items = output.with_name(Path(name).name)
+    if not items.is_file():
+        return f"{items}: missing, but {output.name} names it"
+    recorded, stat = result.get("items_hash"), items.stat()
+    if recorded and _hash_of(items, stat.st_size, stat.st_mtime_ns) != recorded:
+        return f"{items}: has another content than {output.name} states (SHA-256)"
+    return None if stat.st_size else f"{items}: has no content"
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_of(file: Path, _size: int, _mtime_ns: int) -> str:
+    return file_hash(file)  # read once by a command that asks again every few seconds
 
 
 @dataclass(frozen=True, kw_only=True)

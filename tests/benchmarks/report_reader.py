@@ -297,9 +297,19 @@ class Reader:
             found.add(benchmark)
         return found | self._names(others)
 
-    def not_tested(self, model: str, base: str, names: str) -> None:
+    def not_tested(self, model: str, base: str, names: str, why: str) -> None:
         assert base == self.world.baseline
         assert self._names(names) == self._kinds(model)["untested"] == set(self._with_baseline(model))
+        assert {*listed(why)} == {self._why_untested(model, base, name) for name in self._names(names)}
+
+    def _why_untested(self, model: str, base: str, benchmark: str) -> str:
+        one, other = (self.truth.measured[name, benchmark] for name in (model, base))
+        if one.group != other.group:
+            return "the settings differ"
+        if not all(self.truth.has_interval(name, benchmark) for name in (model, base)):
+            return "a number has no interval"
+        assert one.items != other.items
+        return "the items differ"
 
     def none_better(self, verb: str, base: str, count: str, worse: str | None, **others: str | None) -> None:
         assert base == self.world.baseline
@@ -489,8 +499,10 @@ class Reader:
         self._check_briefs()
         assert len(first) <= 3
         assert all(len(line.split()) <= MAX_WORDS for line in first)
-        reasons = [note.text for note in self.report.notes if note.kind in {"protocol", "untested"}]
-        shown = first if self.tested or not reasons else reasons[:3]  # why nothing was tested, in full
+        apart = [note.text for note in self.report.notes if note.kind == "other items"]
+        reasons = [note.text for note in self.report.notes if note.kind in {"protocol", "other items", "untested"}]
+        others = brief_notes([note for note in self.report.notes if note.kind != "other items"])
+        shown = [*apart[:3], *others] if self.tested or not reasons else reasons[:3]  # why nothing was tested, in full
         assert all(line in re.sub(r"\s+", " ", stream.getvalue()) for line in shown)
         marks = [cell.mark for cell in self.table.scores]
         assert latex.count(r"\textbf{") == marks.count("best")
@@ -510,7 +522,9 @@ class Reader:
         assert said["missing"] == len(lost)
         unsure = [place for place in measured if not self.truth.has_interval(*place)]
         assert said["untested"] >= len(unsure)
-        assert bool(said["untested"]) == bool(unsure or self.table.untestable or self.table.other_items)
+        assert bool(said["untested"]) == bool(unsure or self.table.untestable)
+        sizes = [[*map(len, sets)] for sets in self.table.other_items]
+        assert said["other items"] == sum(sum(each) - (max(each) if max(each) > 1 else 0) for each in sizes)
 
 
 _BENCHMARKS = (
@@ -535,7 +549,8 @@ READERS: list[tuple[str, Callable[..., None]]] = [
      r"(?:; not credited to the images: the difference of (?P<uncredited>[^;]+))?"
      r"(?:; not tested: (?P<untested>[^;]+))?\.", Reader.none_better),
     (r"(?P<parts>(?P<model>\w+) (?:beats|loses to|and) (?P<base>\w+?)(?:: | do not | by ).+)\.", Reader.summary),
-    (r"(?P<model>\w+) was not tested against (?P<base>\w+) on (?P<names>.+)\.", Reader.not_tested),
+    (r"(?P<model>\w+) was not tested against (?P<base>\w+) on (?P<names>.+), because (?P<why>[^,]+(?:, [^,]+)*)\.",
+     Reader.not_tested),
     (rf"(?P<models>\w+) has the best average over {_BENCHMARKS}, {_VALUE}"
      r", significantly above (?P<above>all others)\.", Reader.average),
     (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, {_VALUE}"

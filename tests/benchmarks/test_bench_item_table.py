@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -17,6 +18,7 @@ import pytest
 from docs_blocks import ROOT, blocks
 from generators import explore, sizes
 from hypothesis import strategies as st
+from rich.console import Console
 
 import benchmarks
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
@@ -25,10 +27,10 @@ from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.exchange.item_table import document_columns, results_of
 from benchmarks.report.categories import category_tables
 from benchmarks.report.examples import answer_galleries
-from benchmarks.report.load_results import read_source, source_of_items
+from benchmarks.report.load_results import ReportSource, name_by_model, read_source, source_of_items
 from benchmarks.report.measures import score_frame
 from benchmarks.report.report import Selection, build_report
-from benchmarks.report.text_table import render_markdown
+from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results.item_scores import ItemScores
 from clips.errors import UserError
 
@@ -180,23 +182,30 @@ def test_every_number_is_its_own_models(examples: int, tmp_path: Path) -> None:
 
 @sizes
 def test_a_model_or_a_seed_in_another_scale_is_rejected(examples: int, tmp_path: Path) -> None:
-    """Ratios beside points. Points of 10 beside per cent look like a model that is bad, and are not known."""
+    """Hits of another size always, and other ratios beside points.
+
+    Points of 10 beside per cent look like a model that is bad, and are not known.
+    """
 
     def check(data: st.DataObject) -> None:
-        scale = st.sampled_from([1, 5, 10, 100])
+        hits = data.draw(st.booleans(), "hits")
+        scale = st.sampled_from([0.01, 1, 2, 4.9, 5, 10, 100] if hits else [1, 5, 10, 100])
         runs = list(itertools.product(("one", "two"), (1, 2)))
         scales = dict(zip(runs, data.draw(st.lists(scale, min_size=4, max_size=4)), strict=True))
         frames = [scores(models=(model,)).assign(seed=seed) for model, seed in runs]
+        if not hits:
+            frames = [frame.assign(score=(frame["score"] + frame.index / len(frame)) / 2) for frame in frames]
+            for frame in frames:
+                frame.loc[0, "score"] = 1.0
         for (model, seed), frame in zip(runs, frames, strict=True):
             frame["score"] *= scales[model, seed]
-        if 1 in scales.values() and {*scales.values()} != {1}:
-            with pytest.raises(
-                UserError,
-                match=r"score: expected one scale, .* this model's scores are at most 1, those of '(?:one|two)' ",
-            ):
+        different = len({*scales.values()}) > 1
+        if different and (hits or 1 in scales.values()):
+            said = r"(0 and [\d.]+|at most 1), those of '(?:one|two)' "
+            with pytest.raises(UserError, match=rf"score: expected one scale, .* this model's scores are {said}"):
                 benchmarks.compare(pd.concat(frames))
             return
-        ratio = 100 if {*scales.values()} == {1} else 1
+        ratio = 100 if max(scales.values()) <= 1 else 1
         values = benchmarks.compare(pd.concat(frames)).scores.set_index("model")["value"]
         assert values["one"] == pytest.approx(ratio * pd.concat(frames[:2])["score"].mean())
 
@@ -264,7 +273,7 @@ def test_the_note_on_models_that_are_not_tested_names_an_item() -> None:
     table = scores(20)
     lacking = table[(table["model"] == "one") | (table["item"] != "q7")]
     text = render_markdown(build_report(source_of_items(results_of(lacking), Path("frame"))))
-    assert "if they have scores for the same items: two (lacks 1 of 20 items, 'q7' for example); one." in text
+    assert "of one group are tested against each other: two (lacks 1 of 20 items, 'q7' for example); one." in text
     other = table.assign(image=np.where((table["model"] == "one") & (table["item"] == "q7"), "i", table["item"]))
     text = render_markdown(build_report(source_of_items(results_of(other), Path("frame"))))
     assert "(has other images for 1 of 20 items, 'q7' for example)" in text
@@ -405,17 +414,53 @@ def test_a_wrong_line_is_named(fields: dict[str, Any], message: str | None) -> N
 
 @pytest.mark.parametrize(
     ("name", "first", "second"),
-    [("scale", 1, 100), ("higher_is_better", True, False), ("protocol", "3 shots", "0 shots"), ("image", "a", "b")],
+    [
+        ("scale", 1, 100),
+        ("higher_is_better", True, False),
+        ("protocol", "3 shots", "0 shots"),
+        ("image", "a", "b"),
+        ("target", "yes", "no"),
+    ],
 )
 def test_lines_that_contradict_each_other_are_named(name: str, first: object, second: object) -> None:
     table = pd.concat([scores(3), scores(3).assign(metric="f1")], ignore_index=True).astype(object)
     table[name] = None
     table.at[0, name] = first
     results_of(table)  # what a line leaves out, another one may state
-    same = 3 if name in ("scale", "higher_is_better") else 6  # of the other model; of the same item's other metric
+    same = (
+        9 if name == "target" else 3 if name in ("scale", "higher_is_better") else 6
+    )  # of the other model; of the same item's other metric
     table.at[same, name] = second
     with pytest.raises(UserError, match=f"row {same}: {name}: expected one value for each .*, got two"):
         results_of(table)
+
+
+def test_what_the_tests_leave_out_is_said(tmp_path: Path) -> None:
+    table = scores(models=("one", "two", "three"))
+    lacking = table[(table["model"] != "three") | (table["item"] != "q7")]
+    with pytest.warns(
+        UserWarning, match=r"one group .*: three \(lacks 1 of 40 items, 'q7' for example\); two and one\."
+    ):
+        assert len(benchmarks.compare(lacking).differences) == 1
+    assert "three (lacks 1 of 40 items, 'q7' for example)" in printed(lacking)
+    copied = pd.concat([table, table[table["model"] == "two"].assign(model="copy")])
+    said = printed(copied, models=("one", "two", "copy"))
+    assert "1 pair of models has the same score on every item." in said
+    assert "Omitted from this table: 1 of 4 models. Tests do not count three." in said
+    (note,) = [each.text for each in build_report(source_of(copied)).notes if each.kind == "equal"]
+    assert note == "two and copy have the same score on every item of quiz accuracy."
+    assert "equal" not in {each.kind for each in build_report(source_of(table.assign(score=1.0))).notes}
+
+
+def source_of(table: pd.DataFrame) -> ReportSource:
+    return name_by_model(source_of_items(results_of(table), Path("frame")))
+
+
+def printed(table: pd.DataFrame, **selection: Any) -> str:
+    """What the terminal says of the report, in one line."""
+    stream = io.StringIO()
+    print_report(build_report(source_of(table), selection=Selection(**selection)), Console(file=stream, width=400))
+    return " ".join(stream.getvalue().split())
 
 
 def test_a_file_that_is_no_table_is_named(tmp_path: Path, capsys, monkeypatch) -> None:

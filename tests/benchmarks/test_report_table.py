@@ -234,8 +234,8 @@ def test_a_model_that_was_not_tested_with_the_top_one_is_not_tied(tmp_path: Path
     legend = report.all_notes(MARKDOWN)
     assert f"Best (bold): significantly better than every other model of its column with the same {same}." in legend
     assert any(line.startswith(f"Tied (italics): the top model of its column with the same {same}") for line in legend)
-    assert "other was not tested against two on gqa exact match." in report.sentences
-    apart = "gqa exact match: models are tested against each other if they have scores for the same items"
+    assert f"other was not tested against two on gqa exact match, because the {same} differ." in report.sentences
+    apart = "gqa exact match: the items differ, so only models of one group are tested against each other"
     assert (apart in text_of(report)) == (same == "items")
 
 

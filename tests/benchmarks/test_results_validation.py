@@ -47,6 +47,7 @@ def results(tmp_path: Path) -> Path:
         ("accuracy", {"aggregation": None, "columns": [], "value": 5.0, "ci_low": None, "ci_high": None},
          r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
         ("accuracy", {"chance_levels": {"chance": 50.0}}, r"\.chance: expected a ratio from 0 to 1, got 50$"),
+        (None, {"items": ""}, r"items: expected the name of a file, got ''$"),
         (None, {"fingerprint": "0" * 64}, r"fingerprint: expected the protocol's, [0-9a-f]{12}…, got '000000000000'$"),
         (None, {"protocol": {"prompt": "another"}}, r"fingerprint: expected the protocol's"),
         (None, {"protocol": {"prompt": ["a"]}}, r'protocol\.prompt: expected a plain value, got \["a"\]$'),

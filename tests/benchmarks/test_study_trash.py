@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_material import items_table, put_result
 from study_engine import rerun_study, run_study, states, use_fakes, write_study
 from study_material import SMALL
 
@@ -31,7 +32,7 @@ from benchmarks.study.commands import (
     study_status,
 )
 from benchmarks.study.locks import acquire, locked
-from benchmarks.study.state import read_record, write_record
+from benchmarks.study.state import Step, read_record, write_record
 from benchmarks.study.status import read_statuses
 from clips.core.artifact import write_manifest
 from clips.core.locks import lock_output
@@ -457,6 +458,24 @@ def test_a_hollow_output_is_not_done(damage, tmp_path, finished_study):
     run_study(config)
     assert steps_run(tmp_path, before) == {"encoder-clip-s0"}
     assert states(config)["encoder-clip-s0"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda items: items.unlink(), "missing, but pope.json names it"),
+        (lambda items: items.write_bytes(items.read_bytes()[:-100]), "has another content than pope.json states"),
+        (lambda items: items.write_bytes(bytes(items.stat().st_size)), "has another content than pope.json states"),
+    ],
+)
+def test_a_result_without_its_items_is_not_done(damage, said, tmp_path):
+    path = put_result(tmp_path, "clip", "pope", items_table(0.5, benchmark="pope"))
+    step = Step(name="evaluate", kind="evaluate_llava", command=(), outputs=(path,), study=tmp_path, config={})
+    assert step.problems() == []
+    items = path.with_name("pope.items.parquet")
+    damage(items)
+    (problem,) = step.problems()
+    assert problem.startswith(f"{items}: {said}")
 
 
 def test_nothing_is_changed_while_a_runner_works(tmp_path, finished_study):
