@@ -12,11 +12,13 @@ import bench_world as world
 import published_answers as published
 import pytest
 from bench_tasks import score, write_task
+from generators import explore, sizes
+from hypothesis import strategies as st
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.evaluate_task import evaluate_task
-from benchmarks.tasks.mllm.matching import Answer, match
+from benchmarks.tasks.mllm.matching import Answer, match, read_answers
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.registry import configure, get_benchmark
 from clips.core.chat_client import REASONING_TAGS
@@ -272,8 +274,6 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
 
 
 def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
-    from benchmarks.tasks.mllm.matching import read_answers
-
     asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])
     with pytest.raises(UserError, match="line 1: expected a string as 'answer'"):
@@ -281,6 +281,45 @@ def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": "1", "answer": "yes"}])
     (found,) = read_answers(Path(answers), Path(asked))
     assert (found.text, found.prompt, found.image) == ("yes", "Is it red?", "a")
+
+
+ANSWERS = ("resps", "prediction", "response", "caption", "answer", "text")
+
+
+@sizes
+def test_no_line_is_answered_by_another_key_than_the_others(examples: int, tmp_path: Path) -> None:
+    """Lines of pandas or Spark with null for what failed, and references that somebody joined to them."""
+
+    def check(data: st.DataObject) -> None:
+        of_model = data.draw(st.sampled_from(ANSWERS), "key of the answers")
+        weaker = [key for key in ANSWERS[ANSWERS.index(of_model) + 1 :] if key in {"answer", "text"}]
+        beside = data.draw(st.sets(st.sampled_from(weaker)) if weaker else st.just(set()), "keys of references")
+        lines, whole = [], True
+        for number in range(data.draw(st.integers(1, 6), "lines")):
+            kind = data.draw(st.sampled_from(["answered", "answered", "null", "lacking"]), "line")
+            line = {"question_id": number, **{key: "reference" for key in beside if data.draw(st.booleans())}}
+            line |= {"answered": {of_model: f"model {number}"}, "null": {of_model: None}}.get(kind, {})
+            whole &= kind == "answered"
+            lines.append(line)
+        if not any(of_model in line for line in lines):
+            return
+        file = Path(_write(tmp_path / "answers.jsonl", lines))
+        if whole:
+            assert [answer.text for answer in read_answers(file)] == [f"model {number}" for number in range(len(lines))]
+            return
+        with pytest.raises(UserError, match=rf"line \d: expected .*, got none as '{of_model}'"):
+            read_answers(file)
+
+    explore(check, examples)
+
+
+def test_an_answer_beside_llavas_own_is_not_guessed(tmp_path: Path) -> None:
+    line = {"question_id": 1, "prompt": "Is it red?", "text": "no", "answer": "yes"}
+    file = Path(_write(tmp_path / "answers.jsonl", [line]))
+    with pytest.raises(UserError, match=r"line 1: expected one answer, got 'answer' and 'text' \(LLaVA's"):
+        read_answers(file)
+    file = Path(_write(tmp_path / "answers.jsonl", [{**line, "answer": "no"}]))
+    assert read_answers(file)[0].text == "no"
 
 
 def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):

@@ -30,8 +30,8 @@ from clips.text_files import check_keys, read_json, read_json_lines
 ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
 """Columns of lmms-eval's datasets that ``question_id`` of LLaVA's files may denote (TextVQA's is the image)."""
 ANSWER_KEYS = ("resps", "filtered_resps", "prediction", "response", "caption", "answer", "text")
-"""Keys of the answer, the first one present: with a ``prediction``, ``answer`` is the right one; ``text`` of LLaVA's
-questions is the question."""
+"""Keys of the answer, the first one that a file has: with a ``prediction``, ``answer`` is the right one; ``text`` of
+LLaVA's questions is the question."""
 
 
 _KEYS = {
@@ -74,10 +74,21 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
         names = {"image": "image", "category": "category", "text": "prompt"}  # its text is the answer's prompt
         for _, row in read_json_lines(questions, texts=(), others=("question_id",)):
             by_id[str(row["question_id"])] = {new: row[name] for name, new in names.items() if name in row}
-    answers = [_answer(by_id.get(str(row.get("question_id")), {}) | row, where) for where, row in _json_objects(file)]
-    if not answers:
+    rows = [*_json_objects(file)]
+    if not rows:
         raise UserError(f"{file}: contains no answers")
-    return answers
+    names = _answer_keys([row for _, row in rows])
+    for where, row in rows:
+        if "prompt" in row and "answer" in names and row.get("text") not in (None, row.get("answer")):
+            raise UserError(f"{where}: expected one answer, got 'answer' and 'text' (LLaVA's, beside 'prompt')")
+    return [_answer(by_id.get(str(row.get("question_id")), {}) | row, where, names) for where, row in rows]
+
+
+def _answer_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The key of all answers of a file: a line in which it is null, or not there, is not answered by another key."""
+    present = [key for key in ANSWER_KEYS if any(key in row for row in rows)]
+    of_lmms_eval = [key for key in present if key in ANSWER_KEYS[:2]]
+    return of_lmms_eval or present[:1]
 
 
 def unread_keys(answers: Sequence[Answer], scores: Collection[str]) -> list[str]:
@@ -111,8 +122,8 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{file} line {number}", row
 
 
-def _answer(row: Mapping[str, Any], where: str) -> Answer:
-    name = next((key for key in ANSWER_KEYS if row.get(key) is not None), None)
+def _answer(row: Mapping[str, Any], where: str, names: Sequence[str]) -> Answer:
+    name = next((key for key in names if row.get(key) is not None), None)
     text = None if name is None else row[name]
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
@@ -122,7 +133,7 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     if isinstance(text, list):
         raise UserError(f"{where}: {name}: expected one answer, got {len(text)} (of repeated runs)")
     if not isinstance(text, str):
-        got = "none" if name is None else f"{json.dumps(text)} as '{name}'"
+        got = f"{'none' if name is None else json.dumps(text)}{f' as {names[0]!r}' if names else ''}"
         raise UserError(f"{where}: expected a string as 'answer', 'text' (LLaVA's) or 'resps' (lmms-eval's), got {got}")
     number, image, doc, target = (row.get(key) for key in ("doc_id", "image", "doc", "target"))
     id_name = next((key for key in ID_COLUMNS if row.get(key) is not None), "question_id")
