@@ -185,7 +185,7 @@ def check_scale(
     is_cider = spec.aggregation == "mean_of_scores"
     most = spec.most if is_bounded(spec) else _MAX_CIDER if is_cider else math.inf
     if not -1e-9 <= value <= most * (1 + 1e-9):
-        raise UserError(f"{where}: expected 0 to {most * scale:g} at scale {scale:g}, got {value * scale:g}")
+        raise UserError(f"{where}: expected 0 to {most * scale:g}, got {value * scale:g}")
     points = spec.most >= _PER_CENT or spec.aggregation == "sum_of_group_means"
     unclear = (_MAX_CIDER if is_cider else 1.0) if scale >= _PER_CENT or points else 0.0
     if not stated and 0 < value * scale <= unclear:

@@ -17,6 +17,7 @@ from benchmarks.exchange.imported import (
     NOT_STATED,
     Imported,
     check_scale,
+    is_bounded,
     make_imported,
     measured_metric,
     safe_name,
@@ -455,16 +456,12 @@ def _items(lines: pd.DataFrame, specs: Mapping[tuple[str, str], MetricSpec]) -> 
 
 def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
     where, spec = line["where"], of_items or _published_spec(line)
-    scale = spec.scale if math.isnan(line["scale"]) else float(line["scale"])
-    if scale <= 0:
-        raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
     is_stated = not math.isnan(line["scale"])
     if of_items is not None and is_stated and math.isinf(spec.most):
         raise UserError(f"{where}: scale: expected the metric's items to state theirs, too")
     if of_items is not None and line["higher_is_better"] == (not spec.higher_is_better):
         raise UserError(f"{where}: higher_is_better: expected that of the metric's items, {spec.higher_is_better}")
-    if is_stated and line["scale"] == spec.most != 1:  # points are stored as they are
-        scale = spec.scale
+    scale = _unit(spec, float(line["scale"]), line) if is_stated else spec.scale
     value, n = line["score"] / scale, 0 if math.isnan(line["n"]) else int(line["n"])
     if of_items is None or math.isfinite(spec.most):  # points of the table's own items have no known range
         check_scale(spec, value, f"{where}: score", scale=scale, stated=is_stated, hint=": state the scale, 1 or 100")
@@ -479,6 +476,22 @@ def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
     return dataclasses.replace(
         metric, ci_low=line["ci_low"] / scale, ci_high=line["ci_high"] / scale, ci_method="stated"
     )
+
+
+def _unit(spec: MetricSpec, largest: float, line: pd.Series) -> float:
+    """What a printed number is divided by to be a metric's value, if the largest possible number is stated."""
+    name = f"{line['where']}: scale: expected %s for {line['metric']:.{_SHOWN}}, got {largest:g}"
+    if largest <= 0:
+        raise UserError(f"{line['where']}: scale: expected a number above 0, got {largest:g}")
+    if spec.aggregation is None or is_bounded(spec) or (spec.aggregation == "mean_of_scores" and spec.scale == 1):
+        return largest / spec.most
+    if spec.aggregation == "mean_of_scores":  # CIDEr, of which 10 is the largest
+        if largest not in {1.0, _PER_CENT}:
+            raise UserError(name % "1 or 100")
+        return largest
+    if largest in {1.0, _PER_CENT} or line["score"] > largest:
+        raise UserError(name % "none, or the largest number of points")
+    return 1.0
 
 
 def _published_spec(line: pd.Series) -> MetricSpec:
@@ -498,7 +511,7 @@ def _published_spec(line: pd.Series) -> MetricSpec:
     return MetricSpec(
         label=line["metric"].replace("_", " "),
         aggregation=None,
-        scale=float(line["scale"]),
+        scale=_PER_CENT if line["scale"] == 1 else float(line["scale"]),
         higher_is_better=bool(line["higher_is_better"]),
     )
 

@@ -220,11 +220,11 @@ def test_neither_direction_is_better_if_the_file_says_so(tmp_path: Path) -> None
     ("task", "metric", "value", "said"),
     [
         ("mmvet", "gpt_eval_score", 0.31, "mmvet: gpt_eval_score: 0.31 may be a ratio or per cent"),
-        ("mmvet", "gpt_eval_score", 310.0, "mmvet: gpt_eval_score: expected 0 to 100 at scale 1, got 310"),
+        ("mmvet", "gpt_eval_score", 310.0, "mmvet: gpt_eval_score: expected 0 to 100, got 310"),
         ("llava_in_the_wild", "gpt_eval_llava_all", 0.6, "0.6 may be a ratio"),
         ("mme", "mme_perception_score", 0.72, "0.72 may be a ratio"),
-        ("nocaps_val", "nocaps_CIDEr", 105.0, "nocaps_CIDEr: expected 0 to 10 at scale 1, got 105"),
-        ("pope", "pope_accuracy", 86.7, "pope_accuracy: expected 0 to 1 at scale 1, got 86.7"),
+        ("nocaps_val", "nocaps_CIDEr", 105.0, "nocaps_CIDEr: expected 0 to 10, got 105"),
+        ("pope", "pope_accuracy", 86.7, "pope_accuracy: expected 0 to 1, got 86.7"),
     ],
 )
 def test_every_known_range_is_checked(task: str, metric: str, value: float, said: str, tmp_path: Path) -> None:
@@ -401,10 +401,10 @@ def test_own_rows(tmp_path: Path) -> None:
 
 def test_per_cent_of_points(tmp_path: Path) -> None:
     """31 % of MM-Vet's 100 points were 0.31 points."""
-    for scale, value in (("100", 31.0), ("1", 31.0), ("", 31.0)):
-        (tmp_path / "mine.csv").write_text(f"{OWN}m,mmvet,gpt_eval_score,31,,,,{scale},s\n")
+    for score, scale in (("31", "100"), ("0.31", "1"), ("31", "")):
+        (tmp_path / "mine.csv").write_text(f"{OWN}m,mmvet,gpt_eval_score,{score},,,,{scale},s\n")
         ((result, *_),) = read_item_tables([tmp_path / "mine.csv"])
-        assert result.metrics["gpt_eval_score"].value * result.metrics["gpt_eval_score"].scale == value
+        assert result.metrics["gpt_eval_score"].value * result.metrics["gpt_eval_score"].scale == 31.0
 
 
 @pytest.mark.parametrize(
@@ -420,8 +420,8 @@ def test_per_cent_of_points(tmp_path: Path) -> None:
         ("m,pope,cleverness,50,,,,,s", "'cleverness' is no metric of this suite"),
         ("m,pope,pope_accuracy,0.867,,,,,s", "0.867 may be a ratio or per cent: state the scale"),
         ("m,nocaps_val,nocaps_CIDEr,1.05,,,,,s", "1.05 may be a ratio or per cent: state the scale"),  # lmms-eval's 105
-        ("m,pope,pope_accuracy,867,,,,,s", "expected 0 to 100 at scale 100"),
-        ("m,pope,pope_accuracy,86.7,,,,1,s", "expected 0 to 1 at scale 1"),
+        ("m,pope,pope_accuracy,867,,,,,s", "expected 0 to 100, got 867"),
+        ("m,pope,pope_accuracy,86.7,,,,1,s", "expected 0 to 1, got 86.7"),
         ("m,pope,pope_accuracy,50,60,70,,,s", "expected it in its interval"),
         ("m,pope,pope_accuracy,50,40,,,,s", "both ends"),
         ("m,pope,pope_accuracy,50,,,many,,s", "n: expected an integer, got 'many'"),

@@ -32,6 +32,8 @@ from benchmarks.report.measures import score_frame
 from benchmarks.report.report import Selection, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results.item_scores import ItemScores
+from benchmarks.tasks.encoders import retrieval
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.errors import UserError
 
 NUMBERS = ["model", "benchmark", "metric", "value", "ci_low", "ci_high", "n", "delta", "p_value", "p_adjusted"]
@@ -234,6 +236,37 @@ def test_a_stated_scale_is_that_of_every_model_and_of_a_published_number() -> No
         benchmarks.compare(pd.DataFrame(two))
     with pytest.raises(UserError, match="higher_is_better: expected that of the metric's items, True"):
         benchmarks.compare(pd.concat([per_cent, pd.DataFrame([{**line, "higher_is_better": False}])]))
+
+
+@sizes
+def test_a_published_number_is_the_same_in_every_scale(examples: int) -> None:
+    """Of each known metric, and of an unknown one: the largest possible number is 1, 100 or the metric's own."""
+    of_tasks = ((task, {**entry.metrics, **entry.extra}) for task, entry in TASK_METRICS.items())
+    known = [(task, name, spec) for task, specs in of_tasks for name, spec in specs.items()]
+    known += [("coco", name, spec) for name, spec in retrieval.METRICS.items()]
+
+    def shown(lines: list[dict[str, Any]]) -> list[float]:
+        frame = pd.DataFrame(lines).assign(source="s", model=[f"m{place}" for place in range(len(lines))])
+        return benchmarks.compare(frame).scores["value"].tolist()
+
+    def check(data: st.DataObject) -> None:
+        task, name, spec = data.draw(st.sampled_from([*known, ("mine", "mine", None)]), "metric")
+        share = data.draw(st.floats(0.02, 0.99), "share of the largest")
+        line: dict[str, Any] = {"benchmark": task, "metric": name}
+        formula = spec and spec.aggregation
+        if formula in {"sum_of_group_means", "median"}:
+            points = round(5000 * share)
+            lines, expected = [{"score": points}, {"score": points, "scale": 5000}], points
+        elif formula == "mean_of_scores":
+            lines, expected = [{"score": 2 * share, "scale": 1}, {"score": 200 * share, "scale": 100}], 200 * share
+        else:
+            largest = spec.most * spec.scale if spec else 100
+            lines = [{"score": share * scale, "scale": scale} for scale in sorted({1, 100, largest})]
+            expected = share * largest
+        more = {} if spec else {"higher_is_better": True}
+        assert shown([line | more | each for each in lines]) == pytest.approx([expected] * len(lines))
+
+    explore(check, examples // 4)
 
 
 def test_very_small_scores_are_ranked() -> None:
