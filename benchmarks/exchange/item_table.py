@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv")
 _SHOWN = 60  # characters of a cell in a message
 _PER_CENT = 100.0
+_EXACT = 2.0**53  # above, different integers are one float
 _ROUNDING = 1e-12
 _NOT_RATIOS = 5.0  # the smallest maximum of a judge's points
 
@@ -106,6 +108,7 @@ COLUMNS: Mapping[str, Column] = {
     "ci_high": Column(kind="number", meaning="upper end"),
     "n": Column(kind="integer", meaning="items of a published number"),
 }
+_NAMES_OF_ITEMS = {"item", "image"}
 _OF_PUBLISHED = ("ci_low", "ci_high", "n")
 
 
@@ -132,14 +135,13 @@ def results_of(frame: pd.DataFrame) -> list[Imported]:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    import pandas as pd
     from pyarrow import csv as arrow_csv
 
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: expected a table of items, a .parquet or .csv file")
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(file)
+            return _read_parquet(file)
         with file.open(encoding="utf-8-sig", newline="") as stream:
             header = next(csv.reader(stream), [])
         # texts as they are: a model may be called NA, and an item 007
@@ -151,6 +153,20 @@ def _read(file: Path) -> pd.DataFrame:
         raise UserError(f"{file}: no such file") from None
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's, of the encoding, too
         raise UserError(f"{file}: not a readable {file.suffix[1:]} file ({error_reason(error)})") from None
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    """The frame of a file; names that are integers become texts first, as pandas makes floats of them beside a null."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(file)
+    for place, field in enumerate(table.schema):
+        if field.name in COLUMNS and COLUMNS[field.name].kind == "text" and pa.types.is_integer(field.type):
+            table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
+    unnamed = [name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)]  # of pandas
+    frame: pd.DataFrame = table.drop_columns(unnamed).to_pandas(ignore_metadata=True)  # which has the former types
+    return frame
 
 
 # Lines: their types, and what they must not contradict
@@ -200,12 +216,16 @@ def _values(name: str, column: pd.Series, lines: pd.Series) -> pd.Series:
     expected = {"text": "a text", "bool": "true or false", "integer": "an integer"}.get(kind, "a number")
 
     def reject(place: int, value: object) -> UserError:
+        if kind == "integer" and str(value).strip("-").isdecimal():
+            return UserError(f"{lines[place]}: {name}: expected an integer below 2^53, got {str(value)[:_SHOWN]}")
         return UserError(f"{lines[place]}: {name}: expected {expected}, got {str(value)[:_SHOWN]!r}")
 
     for place, value in enumerate(column) if column.dtype == object else ():
         if not isinstance(value, Hashable):  # a list or a mapping
             raise reject(place, value)
     codes, uniques = pd.factorize(column, use_na_sentinel=True)
+    if name in _NAMES_OF_ITEMS and all(isinstance(value, str) and re.fullmatch(r"\d+\.0|", value) for value in uniques):
+        uniques = [value.removesuffix(".0") for value in uniques]  # integers beside a missing value, written by pandas
     values: list[Any] = []
     for code, value in enumerate(uniques):
         made = _text(value) if kind == "text" else _number(kind, value)
@@ -239,7 +259,9 @@ def _number(kind: str, value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    wrong = {"integer": not number.is_integer(), "bool": number not in {0.0, 1.0}}.get(kind, False)
+    wrong = {"integer": not number.is_integer() or abs(number) >= _EXACT, "bool": number not in {0.0, 1.0}}.get(
+        kind, False
+    )
     return None if wrong or not math.isfinite(number) else number
 
 

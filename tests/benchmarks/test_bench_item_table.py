@@ -24,7 +24,7 @@ import benchmarks
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.cli import main
 from benchmarks.exchange.import_command import ImportConfig, run_import
-from benchmarks.exchange.item_table import document_columns, results_of
+from benchmarks.exchange.item_table import document_columns, read_item_tables, results_of
 from benchmarks.report.categories import category_tables
 from benchmarks.report.examples import answer_galleries
 from benchmarks.report.load_results import ReportSource, name_by_model, read_source, source_of_items
@@ -119,6 +119,47 @@ def test_a_table_gives_the_means_of_numpy_and_the_numbers_of_a_directory(example
         pd.testing.assert_frame_equal(got, expected_frame, obj=form, check_exact=False, rtol=1e-9)
 
     explore(check, examples // 6)
+
+
+@sizes
+def test_names_of_items_are_the_same_from_every_file(examples: int, tmp_path: Path) -> None:
+    """Also of integers beside an empty cell, of which pandas makes floats, and of 64 bits."""
+
+    def check(data: st.DataObject) -> None:
+        first, step = data.draw(st.sampled_from([(0, 1), (5, 10), (2**53, 1), (2**62, 7)]), "ids")
+        count, shared = data.draw(st.integers(2, 8)), data.draw(st.integers(1, 3))
+        table = scores(count)
+        number = table["item"].str[1:].astype(int)
+        for name, place in (("item", number), ("image", number // shared)):
+            table[name] = (first + place * step).astype("Int64")
+        if data.draw(st.booleans(), "a published number"):
+            line = {"model": "paper", "benchmark": "quiz", "metric": "accuracy", "score": 50.0}
+            table = pd.concat([table, pd.DataFrame([line])], ignore_index=True)
+        whole = table.assign(source="a paper")
+        form = data.draw(st.sampled_from(["frame", "parquet", "csv", "floats"]), "form")
+        if form == "frame":
+            results = results_of(whole)
+        elif form == "parquet":
+            whole.sample(frac=1, random_state=0).to_parquet(tmp_path / "table.parquet")  # with an index of its own
+            results = read_item_tables([tmp_path / "table.parquet"])
+        else:
+            lossy = form == "floats" and first < 2**53
+            (whole.astype({"item": float, "image": float}) if lossy else whole).to_csv(tmp_path / "t.csv", index=False)
+            results = read_item_tables([tmp_path / "t.csv"])
+        for result, items in results:
+            if items is not None:
+                names = {str(first + item * step): str(first + item // shared * step) for item in range(count)}
+                assert dict(zip(items["item"], items["image"], strict=True)) == names
+                assert result.metrics["accuracy"].clusters == -(-count // shared)
+
+    explore(check, examples)
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_seed_that_a_float_cannot_hold_is_rejected(kind: type) -> None:
+    table = scores().assign(seed=2**53 + 1).astype({"seed": kind})
+    with pytest.raises(UserError, match=r"row 0: seed: expected an integer below 2\^53, got 9007199254740993"):
+        results_of(table)
 
 
 @sizes
