@@ -16,6 +16,7 @@ from clips.errors import UserError
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # the first two bytes of what Windows calls Unicode
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate pair
 _CHUNK = 1 << 24  # characters
+_QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def encoding_of(start: bytes) -> str:
@@ -27,6 +28,12 @@ def encoding_of_file(path: Path) -> str:
     """`encoding_of` a file. Raises OSError."""
     with path.open("rb") as stream:
         return encoding_of(stream.read(2))
+
+
+def unquote(cell: str) -> str:
+    """A cell of CSV without its quotation marks, those within it once; any other cell unchanged."""
+    match = _QUOTED_CELL.fullmatch(cell)
+    return match[1].replace('""', '"') if match else cell
 
 
 def safe_json_loads(content: str | bytes, *, unique: bool = False) -> Any:

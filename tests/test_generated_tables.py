@@ -122,16 +122,16 @@ def read_separated_values(data: st.DataObject, folder: Path, images: Path) -> No
 
 
 def read_json_lines(data: st.DataObject, folder: Path, images: Path) -> None:
-    rows = data.draw(ROWS)
+    rows = data.draw(ROWS)[: data.draw(st.sampled_from([None, None, 1]), "lines")]  # pandas reads one alone
     encoding = data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
     lines_end, is_ascii = data.draw(st.sampled_from(["\n", "\r\n", "\n\n"])), data.draw(st.booleans())
     form = data.draw(st.sampled_from(["table", "jsonl"]))
     lines, expected, empty = list[dict[str, Any]](), Pairs(), 0
     for name, text in rows:
-        caption = data.draw(st.sampled_from([text, [text], {"raw": text}, None]))
-        row = {"image": name, "caption": caption} | data.draw(
-            st.sampled_from([{}, {"n": 1}, {"n": 2.5}, {"n": "x"}, {"n": None}, {"n": {"a": [1]}}])
-        )
+        caption = data.draw(st.sampled_from([text, [text], [text, text], {"raw": text}, None]))
+        others = [{}, {"n": 1}, {"n": 2.5}, {"n": "x"}, {"n": None}, {"n": {"a": [1]}}]
+        others += [{"n": "\ud83d"}] if is_ascii else []  # half an emoji
+        row = {"image": name, "caption": caption} | data.draw(st.sampled_from(others))
         if caption is None:
             empty += 1
             if data.draw(st.booleans()) and form == "table":
@@ -297,7 +297,11 @@ def test_listed_captions(
         several = st.lists(texts, min_size=1, max_size=3)
         truth = dict(zip(NAMES, data.draw(st.lists(several, min_size=2, max_size=6)), strict=False))
         pairs = [(name, text) for name, captions in truth.items() for text in captions]
-        form = data.draw(st.sampled_from(["coco", "karpathy", "list", "jsonl", "token", "csv", "bar"]))
+        form = data.draw(
+            st.sampled_from(
+                ["coco", "karpathy", "list", "jsonl", "token", "csv", "bar", "numbered", "headless", "wide"]
+            )
+        )
         content: Any = None
         odd = 0
         if form == "coco":
@@ -327,12 +331,29 @@ def test_listed_captions(
             elif form == "csv":
                 stream = io.StringIO()
                 csv.writer(stream, lineterminator="\n").writerows(pairs)
-                lines = ["image,caption", *stream.getvalue().splitlines()]
+                lines = [
+                    data.draw(st.sampled_from(["image,caption", "image, caption"])),
+                    *stream.getvalue().splitlines(),
+                ]
+            elif form in {"numbered", "headless", "wide"}:
+                # of a csv writer, with a column more or without a header
+                pairs = [(name, f"{text}, and") for name, text in pairs]  # each is quoted
+                truth = {name: [f"{text}, and" for text in captions] for name, captions in truth.items()}
+                extra = {"numbered": lambda place: [place], "headless": lambda place: [], "wide": lambda place: []}[
+                    form
+                ]
+                end = ["x"] if form == "wide" else []
+                stream = io.StringIO()
+                writer = csv.writer(stream, lineterminator="\n", delimiter=data.draw(st.sampled_from([",", "\t"])))
+                heads = {"numbered": ["image_name", "comment_number", "comment"], "wide": ["image", "caption", "n"]}
+                writer.writerows([heads[form]] if form in heads else [])
+                writer.writerows([name, *extra(place), text, *end] for place, (name, text) in enumerate(pairs))
+                lines = stream.getvalue().splitlines()
             else:
                 bars = [(name, text.replace("|", "/")) for name, text in pairs]
                 lines = ["image_name| comment_number| comment"] if header else []
                 lines += [f"{name}| {number}| {text}" for number, (name, text) in enumerate(bars)]
-            if form != "csv" and data.draw(st.booleans()):
+            if form in {"token", "bar"} and data.draw(st.booleans()):
                 odd = 1
                 line = {"token": "99_x.jpg.1#0\tA dog .", "bar": "99.jpg| 4   A dog ."}[form]
                 lines.insert(
@@ -341,9 +362,10 @@ def test_listed_captions(
             lines += [""] * data.draw(st.integers(0, 1))
             written = data.draw(st.sampled_from(["\n", "\r\n"])).join(lines)
         encoding = data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
-        path = folder / {"token": "x.token.txt", "csv": "captions.txt", "bar": "results.csv", "jsonl": "x.jsonl"}.get(
-            form, "x.json"
-        )
+        path = folder / {
+            **dict.fromkeys(["csv", "numbered", "headless", "wide"], "captions.txt"),
+            **{"token": "x.token.txt", "bar": "results.csv", "jsonl": "x.jsonl"},
+        }.get(form, "x.json")
         path.write_bytes(written.encode(encoding))
         kind = form if content is not None else "flickr"
         capsys.readouterr()

@@ -249,7 +249,7 @@ def _number(kind: str, value: Any) -> float | None:
     if isinstance(value, str):
         text = value.strip()
         if kind == "bool":
-            return {"": math.nan, "true": 1.0, "false": 0.0}.get(text.lower())
+            return {"": math.nan, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}.get(text.lower().removesuffix(".0"))
         if not text:
             return math.nan
         if "_" in text:  # Python's float takes 8_5.9

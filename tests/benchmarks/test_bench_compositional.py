@@ -32,10 +32,11 @@ def test_images_are_next_to_the_lines_or_in_a_directory_of_this_name(folder: str
     for name in ("images", "other"):
         (tmp_path / name).mkdir()
     world.draw_image(1).save(tmp_path / folder / "1.png")
-    row = {"image": "1.png", "caption": "a", "negative": "b"}
+    row = {"image": "1.png", "caption": "a", "negative": "b", "kind": None}
     for lines in ([row], [{**row, "image": f"{folder}/1.png"}]):
         pairs = load_pair_set(str(world.write_lines(tmp_path / "pairs.jsonl", lines)), "jsonl")
         assert pairs.open(pairs.cases[0].images[0]).tobytes() == world.draw_image(1).tobytes()
+        assert pairs.cases[0].kind == ""
 
 
 def test_sugarcrepe(tmp_path):

@@ -462,6 +462,7 @@ WRONG = [
     ({"item": None, "source": "s"}, "row 3: item: expected a name, as other lines of the metric have"),
     ({"n": 3}, "row 3: n: expected none, as the line has an item"),
     ({"seed": 1.5}, "row 3: seed: expected an integer, got '1.5'"),
+    ({"higher_is_better": "1"}, None),
     ({"higher_is_better": "maybe"}, "row 3: higher_is_better: expected true or false, got 'maybe'"),
     ({"scale": -1}, "scale: expected a number above 0"),
     ({"scale": 1, "score": 1.5}, "row 3: score: expected 0 to 1, as the scale is 1"),

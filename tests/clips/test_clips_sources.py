@@ -230,6 +230,15 @@ def test_parts_of_parquet_differ_in_what_is_not_read(tmp_path: Path, image_dir: 
     assert "column 'n' is not read: its parts have the types int64, string, list<" in capsys.readouterr().err
 
 
+def test_parts_with_paths_and_with_bytes_are_not_mixed(tmp_path: Path, capsys):
+    """Before: the letters of a path were the bytes of an image."""
+    for number, image in enumerate((pa.array(["0.png"]), pa.array([clips_world.draw_image(0)], pa.binary()))):
+        pq.write_table(pa.table({"image": image, "caption": ["a dog"]}), tmp_path / f"part-{number}.parquet")
+    with pytest.raises(UserError, match="no column of images"):
+        opened(tmp_path, format="table", web_caption="caption", synthetic_caption=None, image_root=str(tmp_path))
+    assert "column 'image' is not read: its parts have the types string, binary" in capsys.readouterr().err
+
+
 def test_a_lone_surrogate_in_json_lines_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """Before: the file was refused ("The surrogate pair in string is invalid")."""
     (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
@@ -238,6 +247,17 @@ def test_a_lone_surrogate_in_json_lines_is_a_question_mark(tmp_path: Path, capfd
     (tmp_path / "x.jsonl").write_text("".join(rows))
     assert read_webs(tmp_path / "x.jsonl", web_caption="caption") == ["smile ?", "? again", "😀", "2021-01-01"]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "more", ["", ', "n": "\\ud83d"', ', "n": 1e999', ', "n": 1, "n": 1'], ids=["plain", "emoji", "infinite", "twice"]
+)
+def test_one_line_of_json_is_one_sample(tmp_path: Path, more: str):
+    """Before: pandas, which reads a single line that pyarrow does not, made a sample of each of its captions."""
+    (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
+    (tmp_path / "x.jsonl").write_text(f'{{"image": "0.png", "caption": ["a", "b", "c"]{more}}}\n')
+    (web,) = read_webs(tmp_path / "x.jsonl", web_caption="caption")
+    assert web in {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(

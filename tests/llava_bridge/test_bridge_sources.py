@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import json
 import pickle
 import random
@@ -32,6 +34,7 @@ from conversation_files import (
     shards,
     write,
 )
+from generators import explore, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,6 +99,39 @@ def test_a_row_that_is_not_utf8_is_one_invalid_sample(saved: bool, tmp_path: Pat
 
 def _unchecked(texts: list[bytes]) -> Any:
     return pa.array(texts, pa.binary()).view(pa.string())
+
+
+@sizes
+def test_a_row_has_the_same_images_in_every_file(examples: int, tmp_path: Path) -> None:
+    """An empty path, or a null in a list, is no image; the reference is the list of JSON."""
+    import datasets
+
+    def check(data: st.DataObject) -> None:
+        names, several = st.sampled_from(["", None, "a.png", "b.png"]), data.draw(st.booleans(), "lists")
+        values = st.none() | st.lists(names, max_size=3) if several else names
+        key, rows = "images" if several else "image", []
+        for number, value in enumerate(data.draw(st.lists(values, min_size=1, max_size=4), "images of the rows")):
+            count = len([name for name in (value if isinstance(value, list) else [value]) if name])
+            turns = [("user", "<image>" * count + f"What {number}?"), ("assistant", "red")]
+            rows.append({"conversations": as_values(turns), key: value})
+        kind = pa.list_(pa.string()) if several else pa.string()
+        table = pa.table(
+            {"conversations": [row["conversations"] for row in rows], key: pa.array([row[key] for row in rows], kind)}
+        )
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        (folder / "talk.json").write_text(json.dumps(rows))
+        pq.write_table(table, folder / "talk.parquet")
+        datasets.Dataset(table).save_to_disk(str(folder / "saved"))
+        found = []
+        for name in ("talk.json", "talk.parquet", "saved"):
+            config = ConversationSourceConfig(format="conversations", path=str(folder / name), image_root=str(tmp_path))
+            samples = read_conversations(dataclasses.replace(config, format="llava") if name[-4:] == "json" else config)
+            found.append([([image.name for image in sample.images], bool(sample.fault)) for sample in samples])
+        assert found[0] == found[1] == found[2]
+
+    numbers = itertools.count()
+    explore(check, examples // 10)
 
 
 TABLES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {  # a first row's turns, and two rows

@@ -77,11 +77,11 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     rows = [*_json_objects(file)]
     if not rows:
         raise UserError(f"{file}: contains no answers")
-    names = _answer_keys([row for _, row in rows])
+    keys = _answer_keys([row for _, row in rows])
     for where, row in rows:
-        if "prompt" in row and "answer" in names and row.get("text") not in (None, row.get("answer")):
+        if "prompt" in row and "answer" in keys and row.get("text") not in (None, row.get("answer")):
             raise UserError(f"{where}: expected one answer, got 'answer' and 'text' (LLaVA's, beside 'prompt')")
-    return [_answer(by_id.get(str(row.get("question_id")), {}) | row, where, names) for where, row in rows]
+    return [_answer(by_id.get(str(row.get("question_id")), {}) | row, where, keys) for where, row in rows]
 
 
 def _answer_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from clips.data.lazy_images import FileImage, image_exists
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError
 from clips.safe_text import log_info
-from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
+from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines, unquote
 
 _PARALLEL_IMAGES = ("filenames.txt", "test_image_names.txt")  # of Flickr30k-200 and XTD200, of XTD10
 _SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
@@ -36,6 +36,10 @@ _FLICKR_LINES = [  # image| number| caption; image| caption; image#number<tab>ca
     re.compile(rf"(?P<image>[^\t,|]+?(?:{_SUFFIX}))\s*\|\s*(?P<caption>.*)", re.IGNORECASE),
     re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE),
 ]
+_NUMBERED_LINE = re.compile(  # image,number,caption
+    rf"(?P<image>[^\t,|]+?(?:{_SUFFIX}))\s*[\t,]\s*\d+\s*[\t,](?P<caption>.*)", re.IGNORECASE
+)
+_HEAD = 50  # lines by which it is chosen
 _ODD_LINES = 5  # that may be left out, or 1 % of the lines; Flickr8k has a name of five captions that no image has
 
 
@@ -148,31 +152,63 @@ def _read_row(root: Path, row: Any, where: str) -> Captioned:
 @register("flickr", "captions", fits=lambda at: at.suffix in {".txt", ".token"} and at.path.is_file())
 @whole
 def _read_flickr(location: Location) -> Iterator[Captioned]:
-    # A file with a header is CSV if all of its rows have two cells, as Kaggle's ``captions.txt`` of Flickr8k, whose
-    # captions with commas are in quotes. CLIP_benchmark's are not.
     root, lines = location.image_root("images", "Images", "flickr30k-images"), read_text_lines(location.path)
-    if lines[0].strip().lower() == "image,caption":
-        try:
-            rows = list(filter(None, csv.reader((f"{line}\n" for line in lines[1:]), strict=True)))
-        except csv.Error:  # a quotation mark of a caption
-            rows = []
-        if rows and all(len(row) == 2 for row in rows):
-            yield from (_captioned(root, image, [caption]) for image, caption in rows)
-            return
+    if rows := _rows_below_header(lines, location.path):
+        yield from (_captioned(root, image, [caption]) for image, caption in rows)
+        return
     known = (each for each in _FLICKR_LINES if any(map(each.fullmatch, lines[: _ODD_LINES + 2])))
-    pattern, records, odd = next(known, _FLICKR_LINES[-1]), list[Captioned](), list[int]()
+    pattern, pairs, odd = next(known, _FLICKR_LINES[-1]), list[tuple[str, str]](), list[int]()
+    first_images = [line for line in lines[:_HEAD] if re.search(_SUFFIX, line, re.IGNORECASE)]
+    has_numbers = bool(first_images) and all(map(_NUMBERED_LINE.fullmatch, first_images))
+    if has_numbers and (len(re.split(r"[,\t]", lines[0])) == 3 or len(first_images) >= _ODD_LINES):
+        pattern = _NUMBERED_LINE
     for number, line in enumerate(lines, 1):
         if match := pattern.fullmatch(line):
-            records.append(_captioned(root, match["image"], [match["caption"].strip()]))
+            pairs.append((match["image"], match["caption"].strip()))
         elif line.strip() and (number > 1 or re.search(_SUFFIX, line, re.IGNORECASE)):  # the first may be a header
             odd.append(number)
     if odd:
         first, expected = f"line {odd[0]}", f"expected an image and a caption, got {lines[odd[0] - 1].strip()!r:.80}"
-        if len(odd) > max(_ODD_LINES, len(lines) // 100) or not records:
+        if len(odd) > max(_ODD_LINES, len(lines) // 100) or not pairs:
             raise UserError(f"{location.path} {first}: {expected}")
-        count = len(odd) + len(records)
+        count = len(odd) + len(pairs)
         log_info(f"{location.path}: {len(odd)} of {count:,} lines left out; the first is {first}: {expected}")
-    yield from records
+    delimiter = "\t" if all("\t" in line for line in first_images) else ","
+    is_quoted = _has_quoted_cells([caption for _, caption in pairs], delimiter)
+    for image, caption in pairs:
+        yield _captioned(root, image, [unquote(caption) if is_quoted else caption])
+
+
+def _has_quoted_cells(captions: Sequence[str], delimiter: str) -> bool:
+    """Whether quotation marks are CSV's: around all captions, or most of those that CSV has to quote."""
+    needing = [caption for caption in captions if {delimiter, '"'} & {*caption}]
+    quoted = [caption for caption in needing if unquote(caption) != caption]
+    is_needed = any({delimiter, '"'} & {*unquote(caption)} for caption in quoted)
+    return len(quoted) > len(needing) / 2 and (is_needed or len(quoted) == len(captions))
+
+
+def _rows_below_header(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
+    """Image and caption of the rows of CSV with a header that names both; empty if it is no CSV.
+
+    A file of two columns is CSV if all of its rows have two cells, as Kaggle's ``captions.txt`` of Flickr8k, whose
+    captions with commas are in quotes. CLIP_benchmark's are not.
+    """
+    for delimiter in ",\t|":
+        names = [name.strip().lower() for name in lines[0].split(delimiter)]
+        if not {"image", "caption"} <= {*names}:
+            continue
+        try:
+            rows = list(filter(None, csv.reader((f"{line}\n" for line in lines[1:]), delimiter=delimiter, strict=True)))
+        except csv.Error:  # a quotation mark of a caption
+            rows = []
+        if rows and all(len(row) == len(names) for row in rows):
+            image, caption = names.index("image"), names.index("caption")
+            return [(row[image].strip(), row[caption]) for row in rows]
+        if len(names) > 2:
+            raise UserError(
+                f"{path}: expected {len(names)} cells in each line, as in the header {', '.join(names):.80}"
+            )
+    return []
 
 
 # Urban-1k: directories caption and image, a text file for each image

@@ -51,6 +51,7 @@ _JSON_LINES = "format conversations reads JSON lines"
 _SOURCES = "LLaVA-NeXT's YAML lists sources: state each json_path in it as a source of its own"
 _OTHER_FILES = {".jsonl": _JSON_LINES, ".jsonlines": _JSON_LINES, ".yaml": _SOURCES, ".yml": _SOURCES}
 _BATCH_ROWS = 256
+_NO_IMAGE = object()
 
 Parts = ParamSpec("Parts")
 
@@ -461,6 +462,8 @@ def _read_batches(
             cells = dict(zip(read, values, strict=True))
             for index, path in enumerate(row_paths):
                 assert image_column is not None
+                if path is _NO_IMAGE:
+                    continue
                 if path is None:
                     images.append(TableImage(image_column, row, index))
                 elif isinstance(path, InvalidSampleError):
@@ -472,20 +475,26 @@ def _read_batches(
 
 
 def _row_paths(batch: Any, name: str) -> list[list[Any]]:
-    """The path of each image of each row as in `_cells`, None if the row contains the image; images are not read."""
+    """The path of each image of each row as in `_cells`, None if the row contains the image; images are not read.
+
+    An empty path, or a null in a list, is no image, as in JSON.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     def paths(values: Any) -> list[Any]:
         is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-        return _cells(values, name) if is_text else [None] * len(values)
+        found = _cells(values, name) if is_text else [None] * len(values)
+        return [
+            path if valid and path != "" else _NO_IMAGE
+            for valid, path in zip(values.is_valid().to_pylist(), found, strict=True)
+        ]
 
     column = batch.column(name)
     if pa.types.is_null(column.type):
         return [[] for _ in range(len(column))]
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        valid = column.is_valid().to_pylist()
-        return [[path] if is_valid else [] for is_valid, path in zip(valid, paths(column), strict=True)]
+        return [[path] for path in paths(column)]
     flat = iter(paths(column.flatten()))
     return [[next(flat) for _ in range(length or 0)] for length in pc.list_value_length(column).to_pylist()]
 

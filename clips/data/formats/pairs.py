@@ -32,7 +32,7 @@ def read_jsonl(location: Location) -> Dataset[Pair]:
                 where = f"{path} line {line}: negative"
                 raise UserError(f"{where}: expected a string, or a list of strings, got {negative!r:.80}")
             pair = _pair(
-                f"{number}/{row['image']}", str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong)
+                f"{number}/{row['image']}", str(row.get("kind") or ""), root, row["image"], (row["caption"], *wrong)
             )
             yield row["split"] if has_splits else location.spec.split, pair
 

@@ -20,14 +20,13 @@ from clips.data.remote_files import expand_brace_ranges, file_name, is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.safe_text import log_info
-from clips.text_files import encoding_of_file, read_json_lines
+from clips.text_files import encoding_of_file, read_json_lines, unquote
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
 """Name of the column with each row's split."""
 _CSV_VERSION = 3  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _DELIMITERS = {".csv": ",;|\t", ".tsv": "\t,;|"}  # the usual one first
-_QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def is_saved(path: str | Path) -> bool:
@@ -242,6 +241,8 @@ def _parquet_rows(path: str, files: Sequence[tuple[str, str]]) -> Any:
             dict.fromkeys(part.features.arrow_schema.field(name).type for part in parts if name in part.features)
         )
         try:
+            if any(map(pa.types.is_binary, types)) and not all(map(pa.types.is_binary, types)):
+                raise pa.ArrowTypeError("letters of a path, or of a caption, would be bytes of an image")
             (field,) = pa.unify_schemas([pa.schema({name: each}) for each in types], promote_options="permissive")
             kinds[name] = datasets.Features.from_arrow_schema(pa.schema([field]))[name]
         except pa.ArrowException:
@@ -265,10 +266,11 @@ def _json_rows(files: Sequence[tuple[str, str]]) -> Any:
     """
     import datasets
 
-    paths = [path for _, path in files]
+    paths, num_lines = [path for _, path in files], 0
     for name, path in files:
         with Path(path).open("rb") as stream:
             for number, line in enumerate(stream, 1):
+                num_lines += bool(line.strip(b"\xef\xbb\xbf \t\r\n"))
                 if line.lstrip().startswith(b"null"):  # pyarrow's reader would end the process (SIGSEGV)
                     raise UserError(f"{name} line {number}: expected a JSON object, got null")
     load = functools.partial(datasets.load_dataset, "json", data_files=paths, split="train", cache_dir=_cache_of(paths))
@@ -280,11 +282,15 @@ def _json_rows(files: Sequence[tuple[str, str]]) -> Any:
     try:
         is_utf16 = any(encoding_of_file(Path(path)) == "utf-16" for path in paths)
         rows = load_copies() if is_utf16 else load()
+        if not is_utf16 and len(rows) != num_lines:  # pandas reads a file of one line, and takes its lists for columns
+            rows = load_copies()
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         # a lone surrogate; or an empty line or a byte order mark in a file of several types
         if not any(sign in f"{error} {error.__cause__}" for sign in ("surrogate", "Expected object or value")):
             raise
         rows = load_copies()
+    if not is_utf16 and len(rows) != num_lines:
+        raise UserError(f"{files[0][0]}: expected {num_lines:,} rows, one in each line, got {len(rows):,}")
     changed = [name for name, kind in rows.features.items() if re.search(r"Json|timestamp|date|time\d", repr(kind))]
     if not changed:
         return rows
@@ -421,8 +427,7 @@ def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Gener
                 if delimiter == "|":
                     cells = [cell.strip() for cell in cells]
                 if is_plain:
-                    cells = [match[1].replace('""', '"') if (match := _QUOTED_CELL.fullmatch(cell)) else cell
-                             for cell in cells]  # fmt: skip
+                    cells = [unquote(cell) for cell in cells]
                 if cells:
                     yield line, cells
     except (csv.Error, UnicodeError) as error:
