@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,18 @@ KINDS: Mapping[str, Kind] = {
         title="Contradictions",
         brief="Numbers contradict the answers that they are from: {count} case{s}.",
     ),
-    "one seed": Kind(title="One seed", brief="Each model was trained once: intervals and tests leave out other seeds."),
+    "unchecked": Kind(title="Not checked", brief="{count} result{s} {is} not checked, because the items are missing."),
+    "other items": Kind(
+        title="Other items",
+        brief="{count} number{s} {is} for other items than the rest, and not tested against it.",
+        is_caveat=True,
+    ),
+    "equal": Kind(title="Equal scores", brief="{count} pair{s} of models {has} the same score on every item."),
+    "one seed": Kind(
+        title="One seed",
+        brief="Each trained model has one seed: intervals and tests leave out others.",
+        is_caveat=True,
+    ),
     "training": Kind(
         title="Training settings",
         brief="Some models were trained with different settings, which may explain a difference.",
@@ -122,12 +134,7 @@ KINDS: Mapping[str, Kind] = {
         title="Missing numbers", brief="{count} number{s} {is} missing, each seed's counted where a model has several."
     ),
     "unread": Kind(title="Answers not read", brief="For {count} score{s}, more than 2 % of the answers were not read."),
-    "other items": Kind(
-        title="Other items", brief="{count} number{s} {is} for other items than the rest, and not tested against it."
-    ),
-    "equal": Kind(title="Equal scores", brief="{count} pair{s} of models {has} the same score on every item."),
     "untested": Kind(title="No interval or test", brief="{count} number{s} {has} no interval or no test."),
-    "unchecked": Kind(title="Not checked", brief="{count} result{s} {is} not checked, because the items are missing."),
     "intervals": Kind(title="Intervals"),
     "baselines": Kind(title="Chance and trivial baselines"),
     "gains": Kind(title="Gain over blind"),
@@ -187,6 +194,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
     groups: Sequence[Iterable[Note]] = (
         (Note(kind="study", text=each) for each in source.notes),
         _about_intervals(table),
+        _about_one_seed(source),
         _about_chance(table),
         _about_gains(table),
         _about_unread(table),
@@ -309,9 +317,6 @@ def _about_intervals(table: Table) -> Iterator[Note]:
         )
     if lines:
         yield Note(kind="intervals", text=" ".join(lines))
-    if "included" not in kinds and any("seed" in result.model for cell in with_interval for result in cell.results):
-        text = "Each model was trained once: a difference may be that of two seeds of the same training."
-        yield Note(kind="one seed", text=text)
     few: dict[int, dict[str, None]] = {}  # seeds → models
     for cell in with_interval:
         if cell.caution and cell.evidence is not None:
@@ -370,6 +375,16 @@ def _about_intervals(table: Table) -> Iterator[Note]:
     for reason, cells in without.items():
         where = join_or_count([*dict.fromkeys(f"{cell.row} on {cell.column.title}" for cell in cells)], "numbers")
         yield Note.of("untested", f"No interval: {where}. Reason: {reason}.", cells)
+
+
+def _about_one_seed(source: ReportSource) -> Iterator[Note]:
+    seeds = {row.name: row.model for row in source.rows if row.seed is not None}
+    trainings = Counter(
+        (seeds[row], name) for name in source.benchmarks for row in source.results(name) if row in seeds
+    )
+    if trainings and max(trainings.values()) == 1:
+        text = "Each trained model has one seed: a difference may be that of two seeds of the same training."
+        yield Note(kind="one seed", text=text)
 
 
 def title_with_baselines(column: Column) -> str:
