@@ -93,6 +93,9 @@ def read_separated_values(data: st.DataObject, folder: Path, images: Path) -> No
         rows = [(name, text.replace(delimiter, "/")) for name, text in rows]
     else:
         rows = [(name, text.replace(".", "\n", 1)) for name, text in rows] if data.draw(st.booleans()) else rows
+    if not has_header and data.draw(st.booleans(), "a first caption like an image"):
+        ending = data.draw(st.sampled_from([" at https://x.org/a", " of 0.jpg"]))
+        rows = [(name, text + ending * (not place)) for place, (name, text) in enumerate(rows)]
     rows = [(name, text.strip()) for name, text in rows]
     parts = parts_of(data, rows) if has_header else [rows]
     for number, part in enumerate(parts):

@@ -26,6 +26,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
 """Name of the column with each row's split."""
 _CSV_VERSION = 3  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
+_FIRST_ROWS = 20
 _DELIMITERS = {".csv": ",;|\t", ".tsv": "\t,;|"}  # the usual one first
 
 
@@ -362,11 +363,14 @@ def _csv_layout(files: Sequence[tuple[str, str]], delimiters: str) -> _Layout:
     usual = (several or tried)[0]
     with_image = [each for each in several if any(map(_is_image, each[1]))]
     # "a dog, wet|0.jpg" ends like the name of an image for a comma, too
-    sure = [
-        each for each in with_image if not any(mark in cell for cell in filter(_is_image, each[1]) for mark in ",;|\t")
-    ]
+    sure = [each for each in with_image if any(_is_image(cell) and _is_alone(cell) for cell in each[1])]
     delimiter, cells = (sure or with_image or [usual])[0]
-    if (place := next((place for place, cell in enumerate(cells) if _is_image(cell)), None)) is not None:
+    if any(map(_is_image, cells)):
+        with contextlib.closing(_csv_cells(name, path, delimiter, is_plain=False)) as lines:
+            first_rows = [row for _, row in itertools.islice(lines, _FIRST_ROWS) if len(row) == len(cells)]
+        # a caption may have a URL, or end like the name of an image, too
+        scores = [[_is_image(cell) * (1 + _is_alone(cell)) for cell in row] for row in first_rows]
+        place = max(range(len(cells)), key=lambda column: sum(row[column] for row in scores))
         names = [str(number) for number in range(1, len(cells) + 1)]
         if len(cells) == 2:
             names[1 - place] = "caption"
@@ -383,6 +387,10 @@ def _csv_layout(files: Sequence[tuple[str, str]], delimiters: str) -> _Layout:
 
 def _is_image(cell: str) -> bool:
     return "://" in cell or is_image_name(cell.strip())
+
+
+def _is_alone(cell: str) -> bool:
+    return not re.search(r"[,;|\s]", cell.strip())
 
 
 def _csv_rows(files: Sequence[tuple[str, str]], layout: _Layout) -> Iterator[Mapping[str, str]]:
