@@ -92,7 +92,8 @@ def read_separated_values(data: st.DataObject, folder: Path, images: Path) -> No
     if is_plain:  # without quoting, these would be other cells
         rows = [(name, text.replace(delimiter, "/")) for name, text in rows]
     else:
-        rows = [(name, text.replace(".", "\n", 1)) for name, text in rows] if data.draw(st.booleans()) else rows
+        broken = data.draw(st.sampled_from([".", "\n", f"\n{delimiter}"]), "line breaks")  # as many cells in each line
+        rows = [(name, text.replace(".", broken, 1)) for name, text in rows]
     if not has_header and data.draw(st.booleans(), "a first caption like an image"):
         ending = data.draw(st.sampled_from([" at https://x.org/a", " of 0.jpg"]))
         rows = [(name, text + ending * (not place)) for place, (name, text) in enumerate(rows)]

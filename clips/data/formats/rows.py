@@ -402,7 +402,10 @@ def _csv_rows(files: Sequence[tuple[str, str]], layout: _Layout) -> Iterator[Map
         is_plain = delimiter in "\t|"
         if is_plain:
             with Path(path).open(encoding=encoding_of_file(Path(path)), errors="replace", newline="") as stream:
-                is_plain = len({line.count(delimiter) for line in stream if line.strip("\r\n")}) == 1
+                counts = {(line.count(delimiter), line.count('"') % 2) for line in stream if line.strip("\r\n")}
+            is_plain = len({count for count, _ in counts}) == 1
+            if is_plain and any(odd for _, odd in counts):  # a mark of one line may close the mark of another
+                is_plain = _share_of_images(name, path, layout, False) <= _share_of_images(name, path, layout, True)
         lines = _csv_cells(name, path, delimiter, is_plain=is_plain)
         if has_header:
             header = tuple(cell.strip() for cell in next(lines, (0, columns))[1])  # a part may be empty
@@ -416,6 +419,20 @@ def _csv_rows(files: Sequence[tuple[str, str]], layout: _Layout) -> Iterator[Map
             yield dict(zip(columns, cells, strict=True))
     if not num_rows:
         raise UserError(f"{files[0][0]}: no rows")
+
+
+def _share_of_images(name: str, path: str, layout: _Layout, is_plain: bool) -> float:
+    """Of the rows, with or without quoting, those with an image in the column of images; 0 if rows differ in length."""
+    counts, num_rows = [0] * len(layout.columns), 0
+    try:
+        for _, cells in _csv_cells(name, path, layout.delimiter, is_plain=is_plain):
+            if len(cells) != len(counts):
+                return 0.0
+            counts = [count + _is_image(cell) for count, cell in zip(counts, cells, strict=True)]
+            num_rows += 1
+    except UserError:
+        return 0.0
+    return max(counts) / max(num_rows - layout.has_header, 1)
 
 
 def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Generator[tuple[int, list[str]]]:
