@@ -52,6 +52,7 @@ from clips.training.run_dir import CHECKPOINTS_DIR, ThroughputTimer, check_train
 from clips.training.setup import (
     TrainRun,
     check_stages,
+    hub_commits,
     open_train_dataset,
     parent_artifacts,
     setup_run,
@@ -92,7 +93,11 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     output, is_writing = Path(config.output), os.environ.get("RANK", "0") == "0"
     data = open_train_dataset(config)
     inputs = from_main(  # once: hashing reads them, and may take hours
-        lambda: {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()} | data.hashes()
+        lambda: {
+            **{name: directory_hash(path) for name, path in parent_artifacts(config, data).items()},
+            **hub_commits(config),
+            **data.hashes(),
+        }
     )
     identity = identity_of("clips train", config, inputs)
     if from_main(lambda: check_trained(config, identity)):

@@ -6,6 +6,7 @@ A command without a rule is run as it stands. The first rule that fits is taken;
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 from docs_blocks import Shell
@@ -95,6 +96,10 @@ RULES = (
     Rule(has="runs/rescored", skip="drawn scores; tests/benchmarks/test_bench_scorer_code.py scores again"),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/benchmarks/test_bench_score.py has them"),
 )
+NOT_RUN = {"pretrained=True": "needs the hub", "import mteb": "needs mteb and the hub"}
+"""Text in a block of Python → why it is compiled only."""
+if importlib.util.find_spec("inspect_ai") is None:
+    NOT_RUN["inspect_ai"] = "needs inspect-ai"
 SWAPS = {
     ("README.md", "mine.yaml"): (
         ("clips-b-16", "clips-tiny"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import SHARED
 from docs_blocks import ROOT, Block, Shell, blocks, commands, pages, shell
-from docs_rules import SWAPS, Rule, rule_for
+from docs_rules import NOT_RUN, SWAPS, Rule, rule_for
 from docs_world import copy_tree
 
 from clips.commandline.commands import dispatch
@@ -64,10 +64,10 @@ class Reader:
             (self.folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / block.title).write_text(self.here(text))
         elif block.language == "python":
-            if "inspect_ai" in block.text and importlib.util.find_spec("inspect_ai") is None:
-                print(f"not run: {block} (needs inspect-ai)")
+            code = compile(textwrap.dedent(self.here(block.text)), str(block), "exec")  # one in a list is indented
+            if needs := next((why for text, why in NOT_RUN.items() if text in block.text), ""):
+                print(f"not run: {block} ({needs})")
                 return
-            code = compile(self.here(block.text), str(block), "exec")
             with warnings.catch_warnings():
                 warnings.simplefilter("default")
                 exec(code, {"__name__": "__main__"})

@@ -302,7 +302,10 @@ class _PlanBuilder:
                     whole += f"{before}{path}"
                     continue
                 whole += before + reference
-                if field != "output" and (file := _external_file(before, reference, field, of_suite)) is not None:
+                if (
+                    field not in {"output", "cache_dir"}
+                    and (file := _external_file(before, reference, field, of_suite)) is not None
+                ):
                     if (producer := self._producer(file)) is not None:
                         parents[producer] = None
                     else:

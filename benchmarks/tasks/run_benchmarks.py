@@ -148,6 +148,7 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
             and earlier.schema in WITH_ALL_NUMBERS
             # no part of the key: results from before it was recorded stay valid
             and earlier.protocol.get(SCORER_HASH, scorer) == scorer
+            and not _has_other_precision(run, model, earlier)
             and not run.overwrite
         ):
             if model.processes.is_main:
@@ -194,6 +195,12 @@ def _run_one(run: RunConfig, model: EvalModel, config: BenchmarkConfig) -> Resul
         note = "; the earlier result remains" if keep_earlier else ""
         log_info(f"{run.model_name} {config.name}: {_headline(result)}{note}")
     return result
+
+
+def _has_other_precision(run: RunConfig, model: EvalModel, earlier: Result) -> bool:
+    """Whether ``auto`` was float32 on a CPU, and is bfloat16 on a GPU; it is not known of files of earlier versions."""
+    device = str(earlier.execution.get("device") or model.device)
+    return run.precision == "auto" and device.partition(":")[0] != str(model.device).partition(":")[0]
 
 
 def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:

@@ -201,10 +201,12 @@ class TrainDataset(torch.utils.data.Dataset):
         order = f" in order {MIXTURE_ORDER} of mixtures" if self.order.is_mixture else ""
         if self.config.shuffle_buffer_shards is None and self.default_buffer:
             order += f"{IN_BUFFERS}{self.default_buffer} shards"
-        return {
+        described = {
             f"data.sources[{number}]": digest({name: value for name, value in source.items() if name != "path"}) + order
             for number, source in enumerate(self.describe())
         }
+        contents = {f"data.sources[{number}].content": part.contents() for number, part in enumerate(self.parts)}
+        return described | {name: content for name, content in contents.items() if content}
 
 
 def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:

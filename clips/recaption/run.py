@@ -143,8 +143,10 @@ def run_identity(config: RecaptionConfig, source: Source) -> Identity:
         inputs["model"] = directory_hash(config.model)
     is_artifact = (Path(config.path) / MANIFEST).is_file()  # whose shards, maybe terabytes, are not hashed again
     described = read_manifest(config.path) if is_artifact else source.describe()
-    if content := described.get("hash" if is_artifact else "index_hash"):
+    if content := described.get("hash") or described.get("index_hash"):
         inputs["source"] = content
+    if content := source.contents():
+        inputs["content"] = content
     return identity("clips recaption", config, inputs)
 
 

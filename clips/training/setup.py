@@ -22,9 +22,9 @@ from clips.errors import UserError
 from clips.loader.loader import DEFAULT_BUFFER, IN_BUFFERS, TrainDataset
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
-from clips.model.architectures import describe_preprocessing, resolve_preprocessing
+from clips.model.architectures import describe_preprocessing, is_encoder_ref, resolve_preprocessing
 from clips.model.compute import resolve_precision
-from clips.model_refs import is_config_file
+from clips.model_refs import HF_HUB_PREFIX, download_from_hub, is_config_file
 from clips.parallel.distributed import DistributedContext, all_gather_objects, from_main, start_processes
 from clips.parallel.parallel_model import ModelEma, ParallelModel
 from clips.safe_text import log_info
@@ -190,10 +190,20 @@ def _recorded_identity(output: str) -> Mapping[str, Any]:
 def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str, str]:
     """Return the local inputs of the encoder, name → path: artifacts among the data, and initial weights."""
     initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
-    if is_config_file(config.model.architecture):
+    if is_config_file(config.model.architecture) or is_encoder_ref(config.model.architecture):
         initial["architecture"] = config.model.architecture
     local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
     return data.parents() | local
+
+
+def hub_commits(config: EncoderTrainConfig) -> dict[str, str]:
+    """Initial weights, or an architecture, on the Hub → their commit, which a branch leaves. Raises UserError."""
+    references = {name: str(getattr(config.model, name)) for name in ("pretrained", "architecture")}
+    return {
+        name: download_from_hub(reference.removeprefix(HF_HUB_PREFIX), f"model.{name}").name
+        for name, reference in references.items()
+        if reference.startswith(HF_HUB_PREFIX)
+    }
 
 
 def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:

@@ -263,7 +263,7 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
                 and not fnmatch(file.name, "cache-*.arrow")  # of datasets, which appear when they are read
             ]
     description = {**to_plain(data), "hash": _hash_of(files)}
-    if others:
+    if others or any(listed.is_dir() for listed in local_files(data.path)):
         description["other_hash"] = _hash_of(others)
     path = Path(data.path)
     if path.is_file() and path.with_name("manifest.json").is_file():

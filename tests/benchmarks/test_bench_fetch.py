@@ -94,6 +94,21 @@ def test_a_damaged_file_is_named_and_downloaded_again(here):
     assert data_hash(config) == whole
 
 
+def test_an_update_removes_what_the_former_revision_alone_had(here):
+    """Before: the questions of both revisions were evaluated."""
+    assert here.fetch("pope").returncode == 0
+    record = json.loads((here.to / "download_record.json").read_text())
+    pope, former = record["datasets"][f"{world.HUB}/POPE"], "data/test-00000-of-00002.parquet"
+    (here.to / POPE).with_name("test-00000-of-00002.parquet").write_bytes((here.to / POPE).read_bytes())
+    pope["files"][former] = pope["files"]["data/test-00000-of-00001.parquet"]
+    pope["revision"] = "c" * 40
+    (here.to / "download_record.json").write_text(json.dumps(record))
+    assert here.fetch("pope", "--update", "true").returncode == 0
+    assert here.files() == sorted(["download_record.json", POPE, f"{world.HUB}/POPE/README.md"])
+    record = json.loads((here.to / "download_record.json").read_text())
+    assert former not in record["datasets"][f"{world.HUB}/POPE"]["files"]
+
+
 def test_an_interrupted_download_resumes(here):
     here.to.parent.mkdir(exist_ok=True)
     (here.hub / "cut").write_text(f"{POPE} 500\n")

@@ -170,6 +170,10 @@ class Source(abc.ABC):
     def describe(self) -> dict[str, Any]:
         """The manifest entry of the source: its path, size and hash."""
 
+    def contents(self) -> str:
+        """A hash of local files that `describe` does not read; empty if there are none. May raise OSError."""
+        return ""
+
     def fetch(self, block: int) -> Path:
         """The local copy of a shard or row group of a remote source, created if missing. Raises UserError."""
         raise NotImplementedError

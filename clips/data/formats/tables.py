@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.identity import content_hashes, digest
+from clips.core.identity import content_hashes, digest, file_hash, sampled_hash
 from clips.data.formats.dataset_format import ALL, Captioned, Dataset, DatasetSpec, Location, register, strict_captions
 from clips.data.formats.rows import (
     SPLIT_COLUMN,
@@ -151,6 +151,14 @@ class TableSource(Source):
             "samples": len(self),
             "hash": self.rows.fingerprint if isinstance(self.rows, ParquetRows) else digest(self._content(self.rows)),
         }
+
+    def contents(self) -> str:
+        """See `Source`."""
+        files = [file for file in self.rows.files if not is_remote(file)] if isinstance(self.rows, ParquetRows) else []
+        card = Path(self.config.path) / "README.md"  # of a dataset in the Hub's layout, which says what its splits are
+        labels = file_hash(card) if self.config.format == "datasets" and card.is_file() else ""
+        content = sampled_hash(files)
+        return digest([content, labels]) if labels else content
 
     def _content(self, rows: Any) -> list[str]:
         # What changes with the rows. The fingerprint of ``datasets`` also changes with the time of a file.

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash
+from clips.core.identity import sampled_hash
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
     EXPECTED_FORMAT,
@@ -397,6 +398,11 @@ class WebDatasetSource(Source):
         if self._described is None:
             self._described = self._describe()
         return self._described
+
+    def contents(self) -> str:
+        """See `Source`."""
+        is_artifact = not is_remote(self.config.path) and (Path(self.config.path) / MANIFEST).is_file()
+        return "" if is_artifact else sampled_hash(shard for shard in self.shards if not is_remote(shard))
 
     def _describe(self) -> dict[str, Any]:
         described = {"path": self.config.path, "shards": len(self.shards), "samples": len(self)}
