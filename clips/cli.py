@@ -20,6 +20,7 @@ COMMANDS = {
         help="write the sample counts of tar shards to sizes.json",
         target="clips.loader.inspect_command:run_index",
         positional=("path",),
+        examples=("clips data index shards", "clips data index '/data/shards/{00000..00511}.tar'"),
     ),
     "recaption": Command(
         help="write synthetic captions for a dataset with any image-text model",
@@ -61,11 +62,16 @@ COMMANDS = {
         help="estimate the memory, time and storage of a training",
         target="clips.plan:run_plan",
         positional=("train_config",),
+        examples=("clips plan mine.yaml", "clips plan mine.yaml --gpu h100 --num_gpus 16"),
     ),
     "export": Command(
         help="write the encoder directory of a checkpoint, or an encoder for transformers",
         target="clips.export:run_export",
         positional=("checkpoint",),
+        examples=(
+            "clips export runs/mine --output exported/mine",
+            "clips export runs/mine/.checkpoints/step-00001000 --output exported/mine-1000",
+        ),
     ),
     "import": Command(
         help="write an encoder directory from open_clip's or transformers' weights",

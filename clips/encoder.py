@@ -127,7 +127,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     tower = text_tower(model)
     table = tower.token_embedding if hasattr(tower, "token_embedding") else tower.transformer.get_input_embeddings()
     require_rows(tokenizer, table.num_embeddings, str(directory))
-    return LoadedEncoder(model.eval(), _of_any_mode(preprocess), _TruncatingTokenizer(tokenizer), stated)
+    return LoadedEncoder(model.eval(), _of_any_mode(preprocess), TruncatingTokenizer(tokenizer), stated)
 
 
 def _of_any_mode(preprocess: Any) -> Any:
@@ -137,13 +137,14 @@ def _of_any_mode(preprocess: Any) -> Any:
     return Compose([to_rgb, *preprocess.transforms])
 
 
-class _TruncatingTokenizer:
+class TruncatingTokenizer:
     """open_clip's tokenizer, with `truncate_text` for strings of any length."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> torch.Tensor:
+        """Token ids (N, L) of N texts."""
         length = context_length or self._tokenizer.context_length
         return self._tokenizer([truncate_text(text, length) for text in texts], length)
 

@@ -42,6 +42,12 @@ def redact(value: Any) -> Any:
     return value
 
 
+num_lines = 0
+"""Lines that `log_info` has printed in this process."""
+
+
 def log_info(message: str) -> None:
     """Print one log line to standard error, without control characters and secrets."""
+    global num_lines
+    num_lines += 1
     print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

@@ -121,9 +121,9 @@ def test_the_loss_is_five_hops_from_the_command_and_all_of_them_in_one_file():
 
 
 def private_functions(files: Iterable[Path]) -> set[str]:
-    """The functions and methods of files whose names begin with one underscore."""
+    """The functions, methods and classes of files whose names begin with one underscore."""
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    functions = (node.name for node in nodes if isinstance(node, ast.FunctionDef))
+    functions = (node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef))
     return {name for name in functions if re.match("_[^_]", name)}
 
 

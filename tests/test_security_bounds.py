@@ -121,7 +121,7 @@ def test_cutting_changes_no_tokens() -> None:
     long = "a red car near 3 trees, " * 2000
     assert len(tokenizer.truncate_text(long, 77)) == 77 * tokenizer.MAX_CHARS_PER_TOKEN
     stock = SimpleTokenizer()
-    assert (encoder._TruncatingTokenizer(stock)([long, "a car"]) == stock([long, "a car"])).all()
+    assert (encoder.TruncatingTokenizer(stock)([long, "a car"]) == stock([long, "a car"])).all()
     ours = tokenizer.ClipsTokenizer()
     assert (ours([long]) == ours([long[:3000]])).all()
 

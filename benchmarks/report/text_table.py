@@ -101,7 +101,7 @@ _MOST_REASONS = 3  # why no model was tested
 def print_report(report: Report, console: Console, *, all_notes: bool = False, brief: bool = False) -> None:
     """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
 
-    ``brief`` prints the answer alone: what was won, and what was not shown.
+    ``brief`` prints two lines instead: what was won and what was not, and the first caveats.
     """
     from rich.text import Text
 
@@ -109,10 +109,9 @@ def print_report(report: Report, console: Console, *, all_notes: bool = False, b
         console.print(Text(strip_control_chars(text), style=style))
 
     if brief and report.verdict:
-        line(report.verdict, "bold")
-        line(report.answer)
-        for note in brief_notes(report.notes):
-            line(f"  {note}", "dim")
+        line(f"{report.verdict} {report.answer.partition('. ')[0].rstrip('.')}.", "bold")
+        if caveats := brief_notes(report.notes)[:2]:
+            line(f"Caveats: {' '.join(caveats)}")
         return
     frame = main_table(report, _terminal_cell, lambda text: Text(strip_control_chars(text), style="dim"))
     groups = [row.group for row in report.table.rows]

@@ -54,6 +54,7 @@ class Command:
         rest: a list field that takes all further arguments without a flag.
         common: the fields that ``--help`` shows if it would be longer than a screen; ``--help all`` shows the others.
         examples: command lines that it shows before them.
+        is_interactive: whether it waits for its user, or redraws a screen, so that no line says that it is loading.
     """
 
     help: str
@@ -64,6 +65,7 @@ class Command:
     rest: str | None = None
     common: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
+    is_interactive: bool = False
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
@@ -156,7 +158,10 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
             import_from_string(command.check)(config)
         with log_if_slow(f"{prog}: importing its libraries ..."):
             function = command.function()
-        function(config)
+        # more libraries, and models, are loaded by the function itself
+        is_quiet = command.is_interactive or os.environ.get("RANK", "0") != "0"
+        with contextlib.nullcontext() if is_quiet else log_if_slow(f"{prog}: loading ..."):
+            function(config)
     return 0
 
 

@@ -184,14 +184,14 @@ def help_text(
     config_class: type, prog: str, positional: Sequence[str], rest: str | None, examples: Sequence[str] = ()
 ) -> str:
     """The output of ``--help all``: usage, the description, and each field with its meaning, type and default."""
-    lines = _about(config_class, prog, positional, rest, examples)
+    lines = [*_about(config_class, prog, positional, rest, examples), *field_lines(config_class, "--"), ""]
     for flag, text in (
         ("--config FILE", "a YAML file of these fields; later files and flags override it."),
         ("--print_config", "print the config, defaults included, and exit."),
         ("-h, --help", "print this help and exit."),
     ):
         lines += [f"  {flag}", f"      {text}"]
-    return "\n".join([*lines, *field_lines(config_class, "--")])
+    return "\n".join(lines)
 
 
 def brief_help_text(
@@ -204,7 +204,7 @@ def brief_help_text(
 ) -> str:
     """The output of ``--help`` of a command with many fields: examples, and a sentence for each common field."""
     texts, hints, lines = dict(field_help(config_class)), dict(field_types(config_class)), list[str]()
-    names = [*common] or [field.name for field in dataclasses.fields(config_class)]
+    names = _required_first(config_class, [*common] or [field.name for field in dataclasses.fields(config_class)])
     width = max(map(len, names)) + 6
     for name in names:
         sentence, kind = _first_sentence(texts[name]), without_range(hints.get(name))
@@ -219,6 +219,10 @@ def brief_help_text(
     more = f", {len(texts) - len(names)} more" if len(texts) > len(names) else ""
     last = f"`{prog} --help all` describes every field{more}; `--print_config` prints the config."
     return "\n".join([*_about(config_class, prog, positional, rest, examples), *lines, "", last])
+
+
+def _required_first(config_class: type, names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: default_of(config_class, name) is not dataclasses.MISSING)
 
 
 def _first_sentence(text: str) -> str:
@@ -279,7 +283,8 @@ def field_lines(config_class: type, prefix: str = "", without: type | None = Non
     lists = {name for name, _ in list_item_classes(config_class)}
     inherited = {field.name for field in dataclasses.fields(without)} if without else set()
     nested = []
-    for field in dataclasses.fields(config_class):
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    for field in map(fields.__getitem__, _required_first(config_class, [*fields])):
         if field.name in inherited:
             continue
         inner = next((option for option in options_of(hints[field.name]) if is_config(option)), None)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
+from clips import safe_text
 from clips.safe_text import log_info
 
 _FIRST_SECONDS, _LOG_SECONDS = 2.0, 30.0  # before the first log line, and between two
@@ -87,8 +88,14 @@ def progress_iter(items: Collection[Item], what: str, unit: str) -> Iterator[Ite
 
 @contextlib.contextmanager
 def log_if_slow(message: str) -> Iterator[None]:
-    """Print a log line when the block has taken two seconds, so that nobody waits before an empty screen."""
-    timer = threading.Timer(_FIRST_SECONDS, log_info, (message,))
+    """Print a log line when the block has taken two seconds without one: nobody waits before an empty screen."""
+    before = safe_text.num_lines
+
+    def log() -> None:
+        if safe_text.num_lines == before:
+            log_info(message)
+
+    timer = threading.Timer(_FIRST_SECONDS, log)
     timer.daemon = True
     timer.start()
     try:

@@ -162,12 +162,12 @@ class ChatClient:
         deadline, delay = time.monotonic() + self.retry_seconds, _FIRST_DELAY
         failed, input_failures = -math.inf, 0
         while True:
-            errors: list[_TemporaryError] = []
+            errors: list[TemporaryError] = []
             for offset in range(len(self.urls)):
                 base = self.urls[(replica + offset) % len(self.urls)].rstrip("/").removesuffix("/chat/completions")
                 try:
                     reply = await self.send_once(method, base, path, body)
-                except _TemporaryError as error:
+                except TemporaryError as error:
                     errors.append(error)
                 else:
                     self._last_answer = time.monotonic()
@@ -202,7 +202,7 @@ class ChatClient:
         except (httpx.HTTPError, TimeoutError) as error:
             # the error's name in a few words: the libraries' own texts are paragraphs
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
-            raise _TemporaryError(f"{base} cannot be reached ({name})") from None
+            raise TemporaryError(f"{base} cannot be reached ({name})") from None
         status, content = int(reply.status_code), None
         with contextlib.suppress(ValueError):
             content = safe_json_loads(reply.content)  # half an emoji could not be written to a file
@@ -216,14 +216,14 @@ class ChatClient:
             if status in _RETRY_STATUS:
                 wait = reply.headers.get("retry-after", "")
                 wait = min(float(wait), _MAX_DELAY) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0  # it may be a date
-                raise _TemporaryError(message, status, wait)
+                raise TemporaryError(message, status, wait)
             raise ChatServerError(message, status, by_input=status in _UNUSABLE_INPUT)
         if not isinstance(content, dict):
             raise ChatServerError(f"{base} does not answer as OpenAI's chat API does")
         choices_of_reply = content.get("choices")
         for choice in choices_of_reply if isinstance(choices_of_reply, list) else ():
             if isinstance(choice, dict) and str(choice.get("finish_reason")) in _BROKEN_OFF:
-                raise _TemporaryError(f"{base} breaks off an answer ({choice['finish_reason']})")
+                raise TemporaryError(f"{base} breaks off an answer ({choice['finish_reason']})")
         return content
 
 
@@ -235,7 +235,9 @@ _UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, 
 """The statuses by which a server rejects an image or its prompt, not every request."""
 
 
-class _TemporaryError(ChatServerError):
+class TemporaryError(ChatServerError):
+    """A failure of which a later request may be free: a busy server, or a lost connection."""
+
     def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message, status)
         self.retry_after = retry_after

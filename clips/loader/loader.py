@@ -244,7 +244,7 @@ def iterate_batches(
         for step in range(first_step, last_step)
     ]
     use_workers = data.config.num_workers and plan
-    batches = _from_workers(_SharedBatches(data, plan)) if use_workers else _read_ahead(data, plan)
+    batches = _from_workers(SharedBatches(data, plan)) if use_workers else _read_ahead(data, plan)
     prefetching = start_prefetching(data.order, data.parts, last_step, rank, world_size)
     with contextlib.closing(batches), prefetching as reach:  # which starts after the workers
         for step in range(first_step, last_step):
@@ -252,7 +252,7 @@ def iterate_batches(
             yield next(batches)
 
 
-class _SharedBatches(torch.utils.data.Dataset):
+class SharedBatches(torch.utils.data.Dataset):
     """The parts of a plan's batches without their images, which are in ``images``, (slots, batch, …) uint8.
 
     All processes share ``images`` and reuse it: fresh pages for each batch take longer than filling them. The loader
@@ -289,7 +289,7 @@ class _SharedBatches(torch.utils.data.Dataset):
         return batch
 
 
-def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
+def _from_workers(shared: SharedBatches) -> Generator[dict[str, Any]]:
     """The batches in order; starts the workers immediately."""
     loader = torch.utils.data.DataLoader(
         shared,

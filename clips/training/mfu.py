@@ -189,7 +189,7 @@ def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bo
     with (  # CPU tensors, because fake ones of a GPU have no backward pass on a machine without one
         mock.patch.object(F, "layer_norm", float32_norm),
         mock.patch.object(losses, "chunk_rows", losses.gpu_chunk_rows),
-        _PeakBytes([*model.parameters(), *model.buffers()]) as trace,
+        PeakBytes([*model.parameters(), *model.buffers()]) as trace,
     ):
         batch = full_batch(model, samples)
         outputs = model(batch, bf16=bf16)
@@ -202,7 +202,7 @@ def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bo
     return trace.peak
 
 
-class _PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that are allocated within it, but for ``others``."""
 
     def __init__(self, others: list[Tensor]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from clips.commandline.progress import log_if_slow
 from clips.data import open_image
 from clips.errors import UserError
 from clips.ranges import Positive
@@ -52,9 +53,10 @@ def run_chat(config: ChatConfig) -> None:
         file = Path(f"{tar}.tar" if mark else config.image)
         images = [open_image(file.parent, f"{file.name}/{member}" if mark else file.name)]
     resolve_llava_dir(config.model)  # an error is reported before torch is imported
-    from llava_bridge.inference.generate import load_llava
+    with log_if_slow(f"reading {config.model}"):
+        from llava_bridge.inference.generate import load_llava
 
-    chat = _Chat(*load_llava(config.model), images, config.max_new_tokens)
+        chat = _Chat(*load_llava(config.model), images, config.max_new_tokens)
     if config.prompt is not None:
         chat.answer(config.prompt)
         return

@@ -169,7 +169,7 @@ def _answer_batches(
         group_images = [image for prefix in group for image in prefix.images]
         group_ids = [prefix.ids for prefix in group]
         with torch.inference_mode():
-            cache = _PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
+            cache = PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
         pairs = [(number, row) for number, prefix in enumerate(group) for row in prefix.rows]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
@@ -234,7 +234,7 @@ def _try_sharing(model: Any) -> bool:
         return model.generate(**inputs, **once).logits[0].float()
 
     with computing_in_float32(model), without_flash_attention(model.model.language_model):
-        cache = _PrefixCache(model, _left_padded(prefixes, usable[0], model.device))
+        cache = PrefixCache(model, _left_padded(prefixes, usable[0], model.device))
         if not cache.can_be_shared:
             return False
         together = logits(cache.inputs_for([0, 1], _left_padded(suffixes, usable[0], model.device)))
@@ -272,7 +272,7 @@ def _batch_prefixes(prefixes: Sequence[_Prefix], batch_size: int) -> Iterator[li
         yield batch
 
 
-class _PrefixCache:
+class PrefixCache:
     """The keys and values of some prefixes (P, L), padded on the left, and their pixels."""
 
     def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:

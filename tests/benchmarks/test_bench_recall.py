@@ -112,8 +112,8 @@ def test_each_strip_of_images_is_counted_by_one_process(monkeypatch):
     monkeypatch.setattr(recall, "_TILE", (4, 9))  # eight strips for three processes
     vectors = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     images, captions, pairs = vectors[:30], vectors[30:], _pairs(np.arange(30))
-    alone, counted = compute_ranks(images, captions, pairs), list[recall._Queries]()
-    monkeypatch.setattr(recall._Queries, "all_reduce", lambda self: counted.append(self))
+    alone, counted = compute_ranks(images, captions, pairs), list[recall.Queries]()
+    monkeypatch.setattr(recall.Queries, "all_reduce", lambda self: counted.append(self))
     for rank in range(3):
         compute_ranks(images, captions, pairs, DistributedContext(rank=rank, count=3))
     for side, ranks in enumerate(alone):

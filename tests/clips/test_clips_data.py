@@ -22,7 +22,7 @@ from clips.data.images import InvalidSampleError
 from clips.data.sources import Sample, SourceConfig
 from clips.errors import UserError
 from clips.loader.data_config import DataConfig
-from clips.loader.loader import TrainDataset, _SharedBatches, iterate_batches
+from clips.loader.loader import SharedBatches, TrainDataset, iterate_batches
 from clips.loader.sampler import step_positions
 from clips.typed_data import from_plain
 
@@ -72,7 +72,7 @@ def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, pa
         monkeypatch.setattr("clips.loader.loader._PART", part)
         data = training_data(path, 10, num_workers=workers)
         together = iterate_batches(data, first_step=0, last_step=9)
-        slots = len(_SharedBatches(data, [range(10)]).images)
+        slots = len(SharedBatches(data, [range(10)]).images)
         assert slots < 3 * workers + 1 if part < 10 else slots == 3 * workers + 1
         for number, (one, other) in enumerate(zip(alone, together, strict=True)):
             if number % 4 == 0:

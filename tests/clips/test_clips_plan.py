@@ -47,7 +47,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(monkeypatch):
     monkeypatch.setattr(losses, "chunk_rows", losses.gpu_chunk_rows)
     model = build_model(MODEL, RECIPE, seed=0)
     weights = [*model.parameters(), *model.buffers()]
-    with mfu._PeakBytes(weights) as trace:
+    with mfu.PeakBytes(weights) as trace:
         batch = real_batch(model, 32)
         outputs = model(batch)
         loss = compute_losses(model.recipe, outputs)["loss"]

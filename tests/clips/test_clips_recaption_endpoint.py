@@ -19,7 +19,7 @@ from serving import DEAD, ChatServer, llava_replies, running
 
 from clips.commandline.progress import log_estimate
 from clips.core import chat_client
-from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
+from clips.core.chat_client import ChatClient, TemporaryError, choices, image_request
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
@@ -124,7 +124,7 @@ def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_a
 
     async def send(self: ChatClient, method: str, base: str, path: str, body: Any) -> Any:
         if body and body["index"] in fails_at:
-            raise _TemporaryError(f"{base} answers 500 (Internal Server Error)", 500)
+            raise TemporaryError(f"{base} answers 500 (Internal Server Error)", 500)
         body = body and {name: value for name, value in body.items() if name != "index"}
         return await attempt(self, method, base, path, body)
 

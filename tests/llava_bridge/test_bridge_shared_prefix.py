@@ -158,13 +158,13 @@ def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = QUESTIONS + QUESTIONS[:1]
     assert generate.shares_prefixes(built[0])
     prefixes = []
-    original = generate._PrefixCache
+    original = generate.PrefixCache
 
     def computed(*args: Any) -> Any:
         prefixes.append(original(*args))
         return prefixes[-1]
 
-    monkeypatch.setattr(generate, "_PrefixCache", computed)
+    monkeypatch.setattr(generate, "PrefixCache", computed)
     together = ask(built, shown, asked)
     monkeypatch.undo()
     assert [len(each.ids) for each in prefixes] == [2]

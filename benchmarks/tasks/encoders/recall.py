@@ -72,7 +72,7 @@ def compute_ranks(
     right = torch.as_tensor(np.asarray(pairs), device=images.device)
     similarities = _pair_similarities(images, captions, right)
     queries = [
-        _Queries.of(len(side), right[:, column], similarities, images.device)
+        Queries.of(len(side), right[:, column], similarities, images.device)
         for column, side in enumerate((images, captions))
     ]
     rank, count = (0, 1) if processes is None else (processes.rank, processes.count)
@@ -109,7 +109,7 @@ def _pair_similarities(images: torch.Tensor, captions: torch.Tensor, pairs: torc
 
 
 @dataclass
-class _Queries:
+class Queries:
     """One direction's counts, growing tile by tile."""
 
     best: torch.Tensor  # (Q,) similarity of the best right answer
@@ -120,7 +120,7 @@ class _Queries:
     first: torch.Tensor  # (Q,) the index of that answer
 
     @staticmethod
-    def of(count: int, queries: torch.Tensor, similarities: torch.Tensor, device: torch.device) -> _Queries:
+    def of(count: int, queries: torch.Tensor, similarities: torch.Tensor, device: torch.device) -> Queries:
         """Counters of Q queries before the first tile, from the query and the similarity (P,) of each matching pair."""
         import torch
 
@@ -130,7 +130,7 @@ class _Queries:
             raise ValueError(f"query {int(best.isfinite().logical_not().nonzero()[0])} has no right answer")
         none = torch.zeros(count, dtype=torch.int64, device=device)
         right = none.scatter_add(0, queries, (similarities >= best[queries] - TIE_TOLERANCE).long())
-        return _Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
+        return Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
 
     def count(self, similarity: torch.Tensor, mine: slice, start: int) -> None:
         """Count a (q, a) tile of similarities of the queries ``mine`` and the answers from ``start``."""
