@@ -429,7 +429,7 @@ def draw_claims(judged: pd.DataFrame) -> str:
             title="Claims of the paper on small photographs",
             alt=f"Differences in points of T→I R@1 (inside a LLaVA of its scores) with 95 % intervals: {what}",
             plot=plot_intervals([*SHOWN.values()], lines),
-            x_label="points of T→I R@1",
+            x_label="points (R@1 of T→I, or of a LLaVA)",
             headers=("claim", "estimate", "verdict"),
             rows=tuple(rows),
             height=2.6,
@@ -577,6 +577,11 @@ def judge_race(lines: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")[["", "estimate", "seeds", "verdict"]]
 
 
+def _for_dark_pages(svg: str) -> str:
+    style = "<style>@media (prefers-color-scheme: dark) { svg { filter: invert(1) hue-rotate(180deg); } }</style>"
+    return svg.replace("</desc>", f"</desc>{style}", 1)
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -598,7 +603,7 @@ def main() -> int:
                 shown = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
                 print(f"## Equal compute\n\n{markdown_frame(shown.set_index('recipe'))}\n")
                 if args.figure:
-                    atomic_write(args.figure, draw_curves(table))
+                    atomic_write(args.figure, _for_dark_pages(draw_curves(table)))
         for name in studies:
             if "caption" in (items := pd.read_parquet(args.scores / f"{name}.parquet")):
                 print(f"## Captions of {name}\n\n{markdown_frame(caption_table(items).astype(str))}\n")
@@ -617,7 +622,7 @@ def main() -> int:
             raced = judge_race(lines)
             print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(raced)}")
             if args.claims:
-                atomic_write(args.claims, draw_claims(pd.concat([judged, raced])))
+                atomic_write(args.claims, _for_dark_pages(draw_claims(pd.concat([judged, raced]))))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
