@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +18,23 @@ from benchmarks.study.steps import build_plan, with_keys
 from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.registry import BenchmarkConfig, settings_by_kind
 from clips.commandline.commands import Command
-from clips.core.identity import RUN_ONLY, VERSIONS, Identity, digest, identity, result_settings, run_only_fields
+from clips.core.artifact import directory_hash
+from clips.core.identity import (
+    RUN_ONLY,
+    VERSIONS,
+    Identity,
+    digest,
+    identity,
+    result_settings,
+    run_only_fields,
+    walk_files,
+)
 from clips.errors import UserError
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from clips.typed_data import from_plain, to_plain
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.training.inputs import describe_data
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
 
 
@@ -221,3 +234,21 @@ def test_settings_that_may_change_on_resume():
         fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images"]
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
+
+
+def test_files_behind_symlinked_directories_are_data(tmp_path: Path) -> None:
+    big, root = tmp_path / "big", tmp_path / "data"
+    (big / "more").mkdir(parents=True)
+    root.mkdir()
+    (big / "a.jsonl").write_text("a")
+    (big / "more/b.jsonl").write_text("b")
+    (root / "linked").symlink_to(big)
+    (big / "circle").symlink_to(root)
+    below = ["linked/a.jsonl", "linked/more/b.jsonl"]
+    assert [path.relative_to(root).as_posix() for path in walk_files(root)] == below
+    before = directory_hash(root, follow_links=True)
+    described = describe_data(ConversationSourceConfig(path=str(root), format="conversations"))
+    (big / "more/b.jsonl").write_text("c")
+    assert directory_hash(root, follow_links=True) != before
+    changed = describe_data(ConversationSourceConfig(path=str(root), format="conversations"))
+    assert {name for name in changed if changed[name] != described[name]} == {"linked_hash"}

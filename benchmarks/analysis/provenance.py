@@ -181,8 +181,8 @@ def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[P
 
 def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> ProvenanceNode:
     path, digest = relocate(str(described["path"]), study), str(described.get("hash") or "")
-    hidden = {"path", "hash", "directory_hash"}
-    others = {key: value for key, value in described.items() if key not in hidden and isinstance(value, int | str)}
+    shown = {key: value for key, value in described.items() if key != "path" and not key.endswith("hash")}
+    others = {key: value for key, value in shown.items() if isinstance(value, int | str)}
     facts = [", ".join(f"{key} {value}" for key, value in others.items())] if others else []
     title = f"{name}: {path}" + (f" ({_short(digest)})" if digest else "")
     if not all(Path(each).exists() for each in expand_brace_ranges(str(path))):
@@ -207,7 +207,7 @@ def _hash_now(path: Path, described: Mapping[str, Any]) -> str:
     from llava_bridge.data.sources import ConversationSourceConfig
     from llava_bridge.training.inputs import describe_data
 
-    settings = {key: value for key, value in described.items() if key not in {"hash", "directory_hash"}}
+    settings = {key: value for key, value in described.items() if not key.endswith("hash")}
     try:
         config = from_plain(ConversationSourceConfig, {**settings, "path": str(path)})
     except UserError:  # settings of another version

@@ -35,7 +35,7 @@ from benchmarks.study.study_record import (
 from benchmarks.tasks.eval_model import MODEL_FIELDS, RequiredModel
 from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import RunConfig
-from clips.core.identity import content_hashes
+from clips.core.identity import content_hashes, walk_files
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.method.recipes import Recipe, RecipeConfig
@@ -386,15 +386,8 @@ def external_files_state(path: Path) -> str:
         path: a file, a directory, or files with ranges in their name (``{00..11}.tar``).
     """
     files: list[Path] = []
-    seen: set[str] = set()  # symlinks are followed, and may be circles
     for root in map(Path, expand_brace_ranges(str(path))):
-        if not root.is_dir():
-            files.append(root)
-        for folder, below, names in os.walk(root, followlinks=True):
-            real = os.path.realpath(folder)
-            below[:] = sorted(below) if real not in seen else []
-            files += [Path(folder, name) for name in sorted(names) if real not in seen]
-            seen.add(real)
+        files += walk_files(root) if root.is_dir() else [root]
     hashes = content_hashes(file for file in files if file.is_file())
     return hashlib.sha256("\n".join(f"{file} {hashes.get(file, 'missing')}" for file in files).encode()).hexdigest()
 

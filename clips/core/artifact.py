@@ -20,7 +20,7 @@ from typing import Any
 
 from clips.core import durable
 from clips.core.durable import atomic_write, open_to_umask, reject_files, write_errors_as_user_errors
-from clips.core.identity import INPUTS, Identity, content_hashes, file_hash
+from clips.core.identity import INPUTS, Identity, content_hashes, file_hash, walk_files
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
@@ -256,26 +256,28 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def directory_hash(directory: str | Path) -> str:
+def directory_hash(directory: str | Path, *, follow_links: bool = False) -> str:
     """SHA-256 over names and contents of the files in ``directory``, except `HASH_EXCLUDED_FILES` and hidden files.
 
-    The hashes in its manifest do not count: a file may have been replaced, and given the old modification time.
+    The hashes in its manifest do not count: a file may have been replaced, and given the old modification time. Data
+    may be behind symlinked directories (``follow_links``), models are not.
     """
     root = Path(directory)
     if not root.exists():
         raise UserError(f"{directory}: no such file or directory")
-    return _digest(_describe_files(root, known={}))
+    return _digest(_describe_files(root, known={}, follow_links=follow_links))
 
 
 def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(f"{name}\0{file['hash']}\0" for name, file in files.items()).encode()).hexdigest()
 
 
-def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _describe_files(root: Path, *, known: Mapping[str, Any], follow_links: bool = False) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
     paths: dict[str, Path] = {}
     stated: dict[Path, str] = {}
-    for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
+    below = walk_files(root) if follow_links else root.rglob("*")
+    for path in [root] if root.is_file() else sorted(path for path in below if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
             continue

@@ -209,8 +209,20 @@ def file_stamp(path: str | Path) -> FileStamp:
 
 def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
     """Name and stamp of all files there, to detect changes."""
-    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+    files = walk_files(path) if path.is_dir() else [path] if path.exists() else []
     return tuple(sorted((str(file), file_stamp(file)) for file in files if file.is_file()))
+
+
+def walk_files(root: Path) -> list[Path]:
+    """All files below a directory, those behind symlinked directories included; a circle of these ends."""
+    files: list[Path] = []
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = sorted(below) if real not in seen else []
+        files += [Path(folder, name) for name in sorted(names) if real not in seen]
+        seen.add(real)
+    return files
 
 
 def file_hash(path: str | Path) -> str:

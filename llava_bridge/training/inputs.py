@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.artifact import directory_hash
-from clips.core.identity import Identity, digest, identity
+from clips.core.identity import Identity, digest, identity, walk_files
 from clips.data.remote_files import local_files
 from clips.data.tar_index import is_clutter, read_byte_range
 from clips.errors import UserError, unknown_name_error
@@ -36,6 +36,7 @@ _DEEPSPEED_CONFIGS = Path(__file__).parent / "deepspeed_configs"
 _BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
 _TEXT_FILES = {".json", ".jsonl", ".jsonlines", ".csv", ".tsv", ".txt"}
+_HASHED = _IMAGE_CONTAINERS | _TEXT_FILES
 _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 
 
@@ -139,7 +140,11 @@ def resolve_inputs(config: LlavaTrainConfig) -> Inputs:
     }
     for name, described in data.items():
         for index, description in enumerate(described):
-            hashes = {key: description[key] for key in ("hash", "other_hash", "directory_hash") if key in description}
+            hashes = {
+                key: description[key]
+                for key in ("hash", "other_hash", "linked_hash", "directory_hash")
+                if key in description
+            }
             contents |= {f"{name}.data[{index}].{key}": content for key, content in hashes.items()}
     for name, file in deepspeed.items():
         if not file.is_shipped:  # which is part of the code
@@ -244,6 +249,7 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
     """A source with the hash of its files (without separate images), and that of its manifest if it has one."""
     files: list[Path] = []
     others: list[Path] = []
+    linked: list[Path] = []  # behind symlinked directories
     for listed in local_files(data.path):
         if listed.is_file():
             files.append(listed)
@@ -252,19 +258,22 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
             below = sorted(file for file in listed.rglob("*") if file.is_file())
             if data.format in {"conversations", "vqa", "webdataset"}:
                 files += [file for file in below if file.suffix in _IMAGE_CONTAINERS]
+                plain = {*below}
+                linked += [file for file in walk_files(listed) if file not in plain and file.is_file()]
             # a hash of its own, which earlier versions did not have: so their runs resume
-            known, kinds = {*files}, _IMAGE_CONTAINERS | _TEXT_FILES
+            known = {*files}
             others += [
                 file
                 for file in below
-                if file.suffix.lower() in kinds
+                if file.suffix.lower() in _HASHED
                 and file not in known
                 and not any(map(is_clutter, file.relative_to(listed).parts))
                 and not fnmatch(file.name, "cache-*.arrow")  # of datasets, which appear when they are read
             ]
     description = {**to_plain(data), "hash": _hash_of(files)}
-    if others or any(listed.is_dir() for listed in local_files(data.path)):
+    if any(listed.is_dir() for listed in local_files(data.path)):
         description["other_hash"] = _hash_of(others)
+        description["linked_hash"] = _hash_of([file for file in linked if file.suffix.lower() in _HASHED])
     path = Path(data.path)
     if path.is_file() and path.with_name("manifest.json").is_file():
         description["directory_hash"] = directory_hash(path.parent)

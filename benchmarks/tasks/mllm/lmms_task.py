@@ -82,7 +82,8 @@ class LmmsTask(Benchmark):
 
     def further_inputs(self, config: TaskConfig, results: str) -> Mapping[str, str | None]:
         """See `Benchmark`: the model that judges, if the scorer asks one."""
-        return {"judge_model": make_judge(config, self.task, results).model} if self.judged else {}
+        judge = make_judge(config, self.task, results).model if self.may_ask else None
+        return {"judge_model": judge} if self.judged or judge else {}
 
 
 def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:

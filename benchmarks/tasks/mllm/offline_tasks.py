@@ -98,7 +98,7 @@ def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
         for path in changed_files(root, name, entry["files"]) if root / name == dataset else ():
             problem = "changed since the download (its hash differs)" if path.is_file() else "missing"
             raise UserError(f"{path}: {problem}; run `clips-bench download` again")
-    return directory_hash(dataset)
+    return directory_hash(dataset, follow_links=True)
 
 
 # Definitions of tasks
