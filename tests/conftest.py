@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from clips.commandline import progress
+
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
 ROOMS = [TESTS.parent, TESTS, *(TESTS / room for room in ("clips", "llava_bridge", "benchmarks", "scripts"))]
@@ -83,6 +85,9 @@ def shared() -> Path:
 
 
 _frozen_modules = 0
+
+
+progress.SILENT_SECONDS = 600.0  # what a command prints is compared whole, on slow machines, too
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from clips import safe_text
 from clips.safe_text import log_info
 
 _FIRST_SECONDS, _LOG_SECONDS = 2.0, 30.0  # before the first log line, and between two
+SILENT_SECONDS = 2.0
+"""Of a block that prints no line, before one is printed for it."""
 Item = TypeVar("Item")
 
 
@@ -95,7 +97,7 @@ def log_if_slow(message: str) -> Iterator[None]:
         if safe_text.num_lines == before:
             log_info(message)
 
-    timer = threading.Timer(_FIRST_SECONDS, log)
+    timer = threading.Timer(SILENT_SECONDS, log)
     timer.daemon = True
     timer.start()
     try:

@@ -99,7 +99,7 @@ def test_long_work_logs_lines_with_rates_and_the_time_that_is_left(clock):
 def test_a_slow_block_logs_a_line_and_a_quick_one_none(monkeypatch, capsys):
     with progress.log_if_slow("quick"):
         pass
-    monkeypatch.setattr(progress, "_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
     with progress.log_if_slow("reading a file"):
         for _ in range(1000):
             time.sleep(0.01)

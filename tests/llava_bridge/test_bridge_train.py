@@ -60,6 +60,7 @@ def test_both_stages_in_one_command(trained: Path, bridge_encoder: Path) -> None
     assert "align: vision frozen" in printed
     assert "align: projector trainable" in printed
     told = r"((align|instruct): .*\n)+wrote (\S+); next: `llava-bridge chat \3 --image FILE`\n"
+    printed = printed.removeprefix("llava-bridge train: loading ...\n")  # on a slow machine
     assert re.fullmatch(told, printed)  # nothing of the libraries
     assert not list(trained.parent.glob(".*"))
     usual = (trained.parent / "printed.txt").stat().st_mode
