@@ -133,6 +133,10 @@ def test_the_logit_scale_is_clamped_at_100_but_for_siglips(recipe, maximum):
         model.clip.logit_scale.fill_(math.log(112.3))
     model.clamp_logit_scale()
     assert model.clip.logit_scale.exp().item() == pytest.approx(maximum)
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(-1.0)
+    model.clamp_logit_scale()
+    assert model.clip.logit_scale.item() == 0.0  # as open_clip's trainer
 
 
 def test_weight_decay_leaves_vectors_embeddings_and_added_tokens_alone(model):
