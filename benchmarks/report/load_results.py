@@ -164,7 +164,7 @@ def read_source(*paths: str | Path, baseline: str | None = None) -> ReportSource
         elif path.is_file():
             raise UserError(f"{path}: expected a directory, or a table of items, {' or '.join(SUFFIXES)}")
         else:
-            raise UserError(f"{path}: no such file or directory")
+            raise UserError(f"inputs: {path}: no such file or directory")
     if tables:
         sources.append(source_of_items(read_item_tables(tables), tables[0]))
     source = _join(sources)

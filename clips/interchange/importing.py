@@ -92,7 +92,7 @@ def run_import(config: ImportConfig) -> None:
     """Run ``clips import``."""
     path, output = Path(config.path), config.output
     if not path.exists():
-        raise UserError(f"{path}: no such file or directory")
+        raise UserError(f"path: {path}: no such file or directory")
     if Path(output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
     check_free(output)

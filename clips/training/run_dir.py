@@ -19,6 +19,7 @@ from clips.core.artifact import check_finished, check_overwritable
 from clips.core.durable import atomic_write
 from clips.core.identity import RUN, Identity, run_text
 from clips.data.formats.rows import table_files
+from clips.data.formats.source import SourceConfig
 from clips.data.formats.webdataset import list_shards
 from clips.data.remote_files import is_remote, local_files
 from clips.data.sources import open_source
@@ -44,15 +45,24 @@ def check_files(config: EncoderTrainConfig) -> None:
     for stage in stage_configs(config):
         if not (Path(stage.output) / CHECKPOINTS_DIR).exists():
             check_overwritable(stage.output, "encoder", trained=True)
-        for source in (*stage.data.sources, *filter(None, [stage.validation.source])):
-            if source.format == "webdataset":
-                list_shards(source.path)
-            elif source.format in {"table", "capsfusion"}:
-                if not any(map(is_remote, table_files(source.path))):
-                    with log_if_slow(f"reading {source.path}"):
-                        open_source(source)  # converts a table once, which the training would have to do, too
-            elif source.format != "datasets":  # which may be on the Hub
-                local_files(source.path)
+        sources = {f"data.sources[{number}]": source for number, source in enumerate(stage.data.sources, 1)}
+        for field, source in {**sources, "validation.source": stage.validation.source}.items():
+            try:
+                if source is not None:
+                    _check_source(source)
+            except UserError as error:
+                raise UserError(f"{field}: {error}") from None
+
+
+def _check_source(source: SourceConfig) -> None:
+    if source.format == "webdataset":
+        list_shards(source.path)
+    elif source.format in {"table", "capsfusion"}:
+        if not any(map(is_remote, table_files(source.path))):
+            with log_if_slow(f"reading {source.path}"):
+                open_source(source)  # converts a table once, which the training would have to do, too
+    elif source.format != "datasets":  # which may be on the Hub
+        local_files(source.path)
 
 
 def check_trained(config: Any, run: Identity) -> bool:
