@@ -101,7 +101,9 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     )
     identity = identity_of("clips train", config, inputs)
     if from_main(lambda: check_trained(config, identity)):
-        log_info(f"{output}: already trained with this config; nothing to do")
+        apart = any(source.format not in {"webdataset", "datasets"} for source in config.data.sources)
+        but = " (images in files of their own are not compared)" if apart else ""
+        log_info(f"{output}: already trained with this config; nothing to do{but}")
         # A kill between the manifest and their removal leaves checkpoints.
         kept = read_manifest(output).get("config", {}).get("keep_checkpoints_after_training", False)
         kept = kept or config.keep_checkpoints_after_training

@@ -236,6 +236,14 @@ def test_settings_that_may_change_on_resume():
     assert run_only_fields(LlavaTrainConfig) == llava
 
 
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", ".hidden.json", "talk.json"])
+def test_a_file_counts_whatever_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a")
+    before = directory_hash(tmp_path / name)
+    (tmp_path / name).write_text("b")
+    assert directory_hash(tmp_path / name) != before
+
+
 def test_files_behind_symlinked_directories_are_data(tmp_path: Path) -> None:
     big, root = tmp_path / "big", tmp_path / "data"
     (big / "more").mkdir(parents=True)

@@ -279,7 +279,8 @@ def _describe_files(root: Path, *, known: Mapping[str, Any], follow_links: bool 
     below = walk_files(root) if follow_links else root.rglob("*")
     for path in [root] if root.is_file() else sorted(path for path in below if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
-        if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
+        is_excluded = name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts)
+        if is_excluded and path != root:  # a file that is asked for counts, whatever its name
             continue
         status, recorded = path.stat(), known.get(name, {})
         described[name] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}

@@ -42,6 +42,7 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
     variant = f"-{tensor_digest(torch.tensor([mean, std]))}"  # pixels have the same hash under any normalization
     if _is_frozen(trunk):
         compute = functools.partial(read_pixels, trunk.forward_features)
+        # in its place, since open_clip's tower calls the trunk: a wrapper would change the names of the weights
         trunk.forward_features = FeatureCache(trunk, compute, variant)
         return
     frozen = _frozen_layers(trunk)
@@ -58,7 +59,7 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
             "model.cache_trunk_features: expected an image tower whose frozen layers form a chain, as those of "
             "TinyViT, ConvNeXt, EfficientNet and ResNet do, or no model.lock_image_unlocked_groups"
         )
-    frozen[-1].forward = cache
+    frozen[-1].forward = cache  # for the same reason
 
 
 def compute_cached_layers(trunk: Any, images: Tensor) -> Tensor:

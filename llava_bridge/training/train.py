@@ -76,7 +76,8 @@ def _begin(config: LlavaTrainConfig, stack: contextlib.ExitStack) -> Inputs | No
     inputs = resolve_inputs(config)
     check_trackers(config.report_to)
     if check_finished(config.output, "llava", inputs.identity):
-        log_info(f"{config.output}: already trained with this config; nothing to do")
+        but = "images in files of their own are not compared"
+        log_info(f"{config.output}: already trained with this config; nothing to do ({but})")
         remove_leftover(inputs)
         return None
     if launch.launcher_world_size() is None:
