@@ -13,6 +13,8 @@ COMMANDS = {
         examples=(
             "clips-bench run --model_name clip --encoder runs/clip --output results \\",
             "    --benchmarks '[{name: coco, task: retrieval, data: dataset_coco.json}]'",
+            "clips-bench run --model_name mine --llava runs/llava --output results \\",
+            "    --benchmarks '[{name: pope, data: mllm}]'",
         ),
     ),
     "run encoder": Command(

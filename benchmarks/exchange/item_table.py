@@ -502,17 +502,20 @@ def _published(line: pd.Series, of_items: MetricSpec | None) -> Metric:
 
 def _unit(spec: MetricSpec, largest: float, line: pd.Series) -> float:
     """What a printed number is divided by to be a metric's value, if the largest possible number is stated."""
-    name = f"{line['where']}: scale: expected %s for {line['metric']:.{_SHOWN}}, got {largest:g}"
+
+    def reject(expected: str) -> UserError:
+        return UserError(f"{line['where']}: scale: expected {expected} for {line['metric']:.{_SHOWN}}, got {largest:g}")
+
     if largest <= 0:
-        raise UserError(f"{line['where']}: scale: expected a number above 0, got {largest:g}")
+        raise reject("a number above 0")
     if spec.aggregation is None or is_bounded(spec) or (spec.aggregation == "mean_of_scores" and spec.scale == 1):
         return largest / spec.most
     if spec.aggregation == "mean_of_scores":  # CIDEr, of which 10 is the largest
         if largest not in {1.0, _PER_CENT}:
-            raise UserError(name % "1 or 100")
+            raise reject("1 or 100")
         return largest
     if largest in {1.0, _PER_CENT} or line["score"] > largest:
-        raise UserError(name % "none, or the largest number of points")
+        raise reject("none, or the largest number of points")
     return 1.0
 
 

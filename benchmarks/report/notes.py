@@ -474,10 +474,10 @@ def _about_equal_models(table: Table) -> Iterator[Note]:
 
 def _has_equal_items(cell: Cell, other: Cell) -> bool:
     one, two = cell.evidence, other.evidence
-    if one is None or two is None or cell.key == other.key or not comparable(one, two):
+    if one is None or two is None or cell.key == other.key or not np.array_equal(one.values, two.values):
         return False
-    differs = np.ptp(one.influence, axis=1).any()  # all answers may be right, or wrong, in both
-    return bool(differs) and np.array_equal(one.values, two.values) and np.array_equal(one.influence, two.influence)
+    is_equal = comparable(one, two) and np.array_equal(one.influence, two.influence)
+    return is_equal and bool(np.ptp(one.influence, axis=1).any())  # else all answers are right, or wrong, in both
 
 
 def _about_unread(table: Table) -> Iterator[Note]:

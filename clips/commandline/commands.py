@@ -156,12 +156,9 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     if config is not None:
         if command.check is not None:
             import_from_string(command.check)(config)
-        with log_if_slow(f"{prog}: importing its libraries ..."):
-            function = command.function()
-        # more libraries, and models, are loaded by the function itself
         is_quiet = command.is_interactive or os.environ.get("RANK", "0") != "0"
         with contextlib.nullcontext() if is_quiet else log_if_slow(f"{prog}: loading ..."):
-            function(config)
+            command.function()(config)  # which loads more libraries, and models
     return 0
 
 

@@ -284,8 +284,9 @@ def field_lines(config_class: type, prefix: str = "", without: type | None = Non
     inherited = {field.name for field in dataclasses.fields(without)} if without else set()
     nested = []
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    for field in map(fields.__getitem__, _required_first(config_class, [*fields])):
-        if field.name in inherited:
+    for name in _required_first(config_class, [*fields]):
+        field = fields[name]
+        if name in inherited:
             continue
         inner = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
         if inner is not None:

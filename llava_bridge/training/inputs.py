@@ -250,7 +250,8 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
     files: list[Path] = []
     others: list[Path] = []
     linked: list[Path] = []  # behind symlinked directories
-    for listed in local_files(data.path):
+    paths = local_files(data.path)
+    for listed in paths:
         if listed.is_file():
             files.append(listed)
         else:  # a directory: the files in it from which a format may read conversations
@@ -271,7 +272,7 @@ def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
                 and not fnmatch(file.name, "cache-*.arrow")  # of datasets, which appear when they are read
             ]
     description = {**to_plain(data), "hash": _hash_of(files)}
-    if any(listed.is_dir() for listed in local_files(data.path)):
+    if any(listed.is_dir() for listed in paths):
         description["other_hash"] = _hash_of(others)
         description["linked_hash"] = _hash_of([file for file in linked if file.suffix.lower() in _HASHED])
     path = Path(data.path)

@@ -336,7 +336,7 @@ class StageCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Log the step, and a warning if the first loss is suspicious; HF's totals at the end are in the manifest."""
+        """Log the step, and a warning if the first loss is suspicious; HF's totals at the end have no loss."""
         if is_main_process() and logs and "loss" in logs:
             self.progress.log(state.global_step, logs)
             if state.global_step == 1 and (warning := first_loss_warning(logs["loss"], self.vocab_size)):

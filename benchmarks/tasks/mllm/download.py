@@ -92,7 +92,7 @@ def run_download(config: DownloadConfig) -> None:
         log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
         _download(name, info.sha, root / name, sorted(files))
         hashes = {file: _file_hash(root / name, file, files[file]) for file in sorted(files)}
-        for path in known["files"].keys() - hashes.keys() if not same_revision else ():  # of the former revision alone
+        for path in known["files"].keys() - {each.rfilename for each in info.siblings}:  # of the former revision alone
             _forget(root / name, root / name / path)
         record[name] = {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}
         atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": record}, indent=1, sort_keys=True) + "\n")

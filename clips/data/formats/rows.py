@@ -25,7 +25,7 @@ from clips.text_files import encoding_of_file, read_json_lines, unquote
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
 """Name of the column with each row's split."""
-_CSV_VERSION = 3  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
+_CSV_VERSION = 4  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _FIRST_ROWS = 20
 _DELIMITERS = {".csv": ",;|\t", ".tsv": "\t,;|"}  # the usual one first
 
