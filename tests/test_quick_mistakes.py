@@ -39,7 +39,7 @@ MISTAKES = [
     ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
     ("clips train --config train.yaml --recipe.loss softmix", "did you mean 'softmax'?"),
     ("clips train --config train.yaml --max_steps few", "max_steps: expected an integer"),
-    ("clips train --config train.yaml", "shards: no such file or directory"),
+    ("clips train --config train.yaml", "data.sources[1]: shards: no such file or directory"),
     ("clips train --config train.yaml --output captions.csv/out", "captions.csv: is a file; expected a directory"),
     ("clips train --config train.yaml --output encoder", "encoder: not empty, and not an artifact of kind 'encoder'"),
     ("clips train --config train.yaml --data.sources [{path: encoder}]", "encoder: expected .tar shards"),

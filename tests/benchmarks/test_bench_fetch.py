@@ -109,6 +109,18 @@ def test_an_update_removes_what_the_former_revision_alone_had(here):
     assert former not in record["datasets"][f"{world.HUB}/POPE"]["files"]
 
 
+def test_an_update_keeps_what_another_task_has_of_the_dataset(here):
+    assert here.fetch("gqa").returncode == 0
+    record = json.loads((here.to / "download_record.json").read_text())
+    gqa, other = record["datasets"][f"{world.HUB}/GQA"], "train_all_images/train.parquet"
+    (here.to / world.HUB / "GQA/train_all_images").mkdir()
+    (here.to / world.HUB / "GQA" / other).write_bytes(b"downloaded for hours")
+    gqa["files"][other], gqa["revision"] = "0" * 64, "b" * 40
+    (here.to / "download_record.json").write_text(json.dumps(record))
+    assert here.fetch("gqa", "--update", "true").returncode == 0
+    assert (here.to / world.HUB / "GQA" / other).read_bytes() == b"downloaded for hours"
+
+
 def test_an_interrupted_download_resumes(here):
     here.to.parent.mkdir(exist_ok=True)
     (here.hub / "cut").write_text(f"{POPE} 500\n")

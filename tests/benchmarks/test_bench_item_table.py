@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from docs_blocks import ROOT, blocks
 from generators import explore, sizes
@@ -136,11 +138,14 @@ def test_names_of_items_are_the_same_from_every_file(examples: int, tmp_path: Pa
             line = {"model": "paper", "benchmark": "quiz", "metric": "accuracy", "score": 50.0}
             table = pd.concat([table, pd.DataFrame([line])], ignore_index=True)
         whole = table.assign(source="a paper")
-        form = data.draw(st.sampled_from(["frame", "parquet", "csv", "floats"]), "form")
+        form = data.draw(st.sampled_from(["frame", "parquet", "arrow", "csv", "floats"]), "form")
         if form == "frame":
             results = results_of(whole)
         elif form == "parquet":
             whole.sample(frac=1, random_state=0).to_parquet(tmp_path / "table.parquet")  # with an index of its own
+            results = read_item_tables([tmp_path / "table.parquet"])
+        elif form == "arrow":  # of a writer other than pandas, which notes its types
+            pq.write_table(pa.Table.from_pandas(whole).replace_schema_metadata(), tmp_path / "table.parquet")
             results = read_item_tables([tmp_path / "table.parquet"])
         else:
             lossy = form == "floats" and first < 2**53

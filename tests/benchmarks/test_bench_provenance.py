@@ -180,8 +180,11 @@ def test_changed_training_data_are_reported(tmp_path, capsys):
     shards = {"path": str(tmp_path / "shards"), "shards": 1, "hash": directory_hash(tmp_path / "shards")}
     (tmp_path / "chat.json").write_text("[]")
     (tmp_path / "1.tar").write_bytes(b"after")
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/a.jsonl").write_text("[]")
     configs = [ConversationSourceConfig(path=str(tmp_path / "chat.json")),
-               ConversationSourceConfig(path=str(tmp_path / "{1..1}.tar"), format="webdataset")]  # fmt: skip
+               ConversationSourceConfig(path=str(tmp_path / "{1..1}.tar"), format="webdataset"),
+               ConversationSourceConfig(path=str(tmp_path / "talks"), format="conversations")]  # fmt: skip
     data = {"sources": [shards], "instruct": [*map(describe_data, configs)]}
     write_manifest(tmp_path / "model", kind="llava", config={}, data=data)
 
@@ -190,11 +193,11 @@ def test_changed_training_data_are_reported(tmp_path, capsys):
         return [line.strip() for line in capsys.readouterr().out.splitlines() if not line.strip().startswith("·")]
 
     unchanged = said()
-    assert [line.partition(":")[0] for line in unchanged] == ["directory", "sources", "instruct", "instruct"]
+    assert [line.partition(":")[0] for line in unchanged] == ["directory", "sources", *["instruct"] * 3]
     assert not any("CHANGED" in line or "not on" in line for line in unchanged)
-    for file in ("shards/0.tar", "chat.json", "1.tar"):
+    for file in ("shards/0.tar", "chat.json", "1.tar", "talks/a.jsonl"):
         (tmp_path / file).write_text("[ ]")
-    assert ["CHANGED since: now" in line for line in said()] == [False, True, True, True]
+    assert ["CHANGED since: now" in line for line in said()] == [False, True, True, True, True]
     assert said("--check", "false") == unchanged
 
 

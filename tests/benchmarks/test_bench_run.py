@@ -157,7 +157,13 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     third = created()
     assert third > second
     result_path(tmp_path / "results", "row", "retrieval").with_name("retrieval.items.parquet").unlink()
-    assert created() > third  # half a result is none
+    fourth = created()
+    assert fourth > third  # half a result is none
+    path = result_path(tmp_path / "results", "row", "retrieval")
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"execution": {**result["execution"], "device": "cuda"}}))
+    of_gpu = path.stat().st_mtime_ns
+    assert created() > of_gpu  # there `precision: auto` is another one
 
 
 def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shards, use, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -196,6 +197,13 @@ def test_stored_answers_are_scored_again_and_what_moved_is_named(tmp_path: Path,
     assert moved("same") == [
         "them on pope: of 8 items 0 have another answer, 0 another score; B − A in points: accuracy ±0.00, F1 ±0.00."
     ]
+    path = tmp_path / "same" / "them" / "pope.json"
+    items = pd.read_parquet(path.with_name("pope.items.parquet"))
+    changed = items.assign(prediction=["yes.", *items["prediction"][1:]])
+    changed.to_parquet(path.with_name("pope.items.parquet"), index=False)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"items_hash": ""}))
+    although = "although the model and its settings are the same; B"
+    assert f"of 8 items 1 have another answer, 0 another score, {although}" in moved("same")[0]
     load = evaluate_task.load_task
 
     def patched(*arguments: object, **settings: object) -> object:

@@ -125,6 +125,18 @@ def test_an_encoder_outside_counts_by_its_files(tmp_path, spec):
     assert before["data-llm"] == after["data-llm"]
 
 
+def test_a_cache_is_no_file_that_a_step_reads(tmp_path):
+    """Before: a training that had filled it was to be trained again."""
+    source = {"path": "$data/train", "cache_dir": str(tmp_path)}
+    own = study_of(
+        defaults={**SMALL["defaults"], "encoder": {**SMALL["defaults"]["encoder"], "data": {"sources": [source]}}}
+    )
+    before = keys(own)
+    (tmp_path / "0.tar.index").write_bytes(b"of the training")
+    assert keys(own) == before
+    assert tmp_path not in step_of(own, ENCODER).needs
+
+
 def test_a_model_called_by_one_word_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("enc").mkdir()

@@ -17,7 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clips.core.artifact import read_manifest
+from clips.data.sources import open_source
 from clips.errors import UserError
+from clips.recaption.recaption_config import RecaptionConfig
+from clips.recaption.run import run_identity
+from clips.training.setup import hub_commits
 
 COUNT = 12
 
@@ -85,6 +89,30 @@ def test_data_with_another_content_are_another_run(form: str, change: tuple[int,
     with pytest.raises(UserError, match=r"run holds another run: inputs\.data\.sources\[0\]"):
         run("run")
     assert run("fresh") != before
+
+
+@pytest.mark.parametrize("change", [(3, 0), (0, 40)], ids=["captions", "images"])
+@pytest.mark.parametrize("form", ["shards", "parquet", "streamed parquet"])
+def test_other_data_to_recaption_are_another_run(form: str, change: tuple[int, int], tmp_path: Path) -> None:
+    write, fields = FORMS[form]
+    path = write(tmp_path / "data", 0, 0)
+    settings: dict[str, Any] = {"output": "o", "model": "m", "prompt": "p", "synthetic_caption": None}
+
+    def values() -> dict[str, Any]:
+        config = RecaptionConfig(path=str(path), cache_dir=str(tmp_path / "cache"), **settings, **fields)
+        return dict(run_identity(config, open_source(config)).values)
+
+    before = values()
+    assert values() == before
+    write(tmp_path / "data", *change)
+    assert {name for name, value in values().items() if value != before[name]} & {"inputs.source", "inputs.content"}
+
+
+def test_weights_on_the_hub_count_by_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clips.training.setup.download_from_hub", lambda name, field: Path("snapshots") / f"{name} 1")
+    config = clips_world.train_config(tmp_path, tmp_path / "x", model={"pretrained": "hf-hub:o/enc"})
+    assert hub_commits(config) == {"pretrained": "enc 1"}
+    assert hub_commits(clips_world.train_config(tmp_path, tmp_path / "x")) == {}
 
 
 def test_an_architecture_directory_with_other_files_is_another_run(tmp_path: Path) -> None:

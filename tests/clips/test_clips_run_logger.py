@@ -14,6 +14,7 @@ import pytest
 from clips.commandline import progress
 from clips.commandline.progress import Progress, ProgressLine, progress_iter
 from clips.core.run_log import METRICS_FILE, RunLog, read_entries
+from clips.safe_text import log_info
 from clips.training.run_dir import ThroughputTimer, TrainState
 
 
@@ -106,6 +107,11 @@ def test_a_slow_block_logs_a_line_and_a_quick_one_none(monkeypatch, capsys):
             if said := capsys.readouterr().err:
                 break
     assert said == "reading a file\n"
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
+    with progress.log_if_slow("loading"):
+        log_info("at work")
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "at work\n"
 
 
 def test_a_terminal_gets_a_bar():
