@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from serving import ChatServer, running
 from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.mllm.judge import patched_judge
-from benchmarks.tasks.mllm.lmms_task import make_judge
-from benchmarks.tasks.registry import configure
+from benchmarks.tasks.mllm.lmms_task import UnlistedTaskConfig, make_judge
+from benchmarks.tasks.registry import configure, get_benchmark
 
 QUESTIONS = 4
 
@@ -134,6 +135,16 @@ def test_judge_scores_are_counted_and_requested_once(places, tmp_path, judge, mo
     assert len(judge.asked) == 2 * QUESTIONS
     assert other.fingerprint != found.fingerprint
     assert other.key != found.key
+
+
+def test_the_judge_of_a_task_that_is_not_listed_is_a_part_of_its_result(tmp_path, monkeypatch):
+    monkeypatch.delenv("MODEL_VERSION", raising=False)
+    task = dataclasses.replace(get_benchmark("gqa"), config=UnlistedTaskConfig)
+    settings = {"name": "own", "data": "d"}
+    assert task.further_inputs(UnlistedTaskConfig(**settings), str(tmp_path)) == {}
+    judged = UnlistedTaskConfig(**settings, judge_model="gpt-test")
+    assert task.further_inputs(judged, str(tmp_path)) == {"judge_model": "gpt-test"}
+    assert get_benchmark("gqa").further_inputs(judged, str(tmp_path)) == {}
 
 
 def test_numbers_in_a_judges_reasoning_are_no_grades(tmp_path, judge):

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from report_material import edit, items_table, put_failure, put_result, put_results, rendered
+from report_material import edit, items_table, put_failure, put_hits, put_result, put_results, rendered
 from report_study import record_study
 from rich.console import Console
 from study_material import SMALL
@@ -388,6 +388,18 @@ def test_the_terminal_says_why_no_model_was_tested(tmp_path):
     print_report(build_report(tmp_path), Console(file=written, width=300))
     assert "No two models could be tested" in written.getvalue()
     assert 'its settings against theirs: prompt: "another"' in written.getvalue()
+
+
+def test_a_study_ends_with_what_was_won_and_the_caveats(tmp_path):
+    for row, right in (("one", 40), ("two", 100)):
+        put_hits(tmp_path, row, "gqa", right)
+    put_hits(tmp_path, "three", "gqa", 50, items="other ")
+    report, written = build_report(tmp_path, baseline="one"), io.StringIO()
+    print_report(report, Console(file=written, width=1000), brief=True)
+    won, caveats = written.getvalue().splitlines()
+    assert won.startswith("two against one: 1 won, 0 tied, 0 lost. two beats one by ")
+    contradiction = "Numbers contradict the answers that they are from: 1 case."
+    assert caveats == f"Caveats: {contradiction} 1 number is for other items than the rest, and not tested against it."
 
 
 def test_a_long_name_alone_leaves_nothing_out(capsys):
